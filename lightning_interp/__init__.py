@@ -1,0 +1,55 @@
+"""Watch, while a model trains, what it uses: how much each concept and each confounder contributes to its output."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lightning_interp import callbacks as callbacks
+    from lightning_interp import functional as functional
+    from lightning_interp import metrics as metrics
+    from lightning_interp.activations.capture import capture as capture
+    from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
+    from lightning_interp.events import Event as Event
+    from lightning_interp.events import to_records as to_records
+    from lightning_interp.explanation import explain as explain
+    from lightning_interp.monitor import Monitor as Monitor
+    from lightning_interp.variables import Concept as Concept
+    from lightning_interp.variables import Confounder as Confounder
+    from lightning_interp.variables import Variable as Variable
+
+# Imported when first asked for (PEP 562), so that what needs no torch does not wait for it.
+_WHERE = {
+    "capture": "activations.capture",
+    "Concept": "variables",
+    "ConceptMonitor": "callbacks.monitor",
+    "Confounder": "variables",
+    "Event": "events",
+    "explain": "explanation",
+    "Monitor": "monitor",
+    "to_records": "events",
+    "Variable": "variables",
+}
+_MODULES = ("callbacks", "functional", "metrics")
+
+__all__ = [*_WHERE, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        # Set here, because importing the submodule `explain` has just put the module in the function's place.
+        found = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = found
+        return found
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    from lightning_interp.errors import nearest
+
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'.{nearest(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,129 @@
+"""Running a model between two training steps so that training never knows."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a pass of one's own; afterwards everything is as it was, also after an exception.
+
+    Kept and put back: the training flag of every submodule, every buffer, the state of every torchmetrics metric inside, the
+    random number generators of torch, CUDA, numpy and Python; `self.log` and `self.log_dict` are silent. What a forward pass
+    writes to plain Python attributes is not seen.
+
+    Args:
+        model: the model to run inside.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(random_state())
+        stack.enter_context(_modes(model))
+        stack.enter_context(_buffers(model))
+        stack.enter_context(_metrics(model))
+        stack.enter_context(_silent_log(model))
+        stack.enter_context(eager(model))
+        yield
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run compiled parts eagerly: hooks added after compilation never fire there."""
+    if not compiled(model):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether some part of the model is compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    return any(
+        hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()
+    ) or hasattr(model, "_compiler_ctx")
+
+
+@contextmanager
+def random_state() -> Iterator[None]:
+    """Put the random number generators of torch, CUDA, numpy and Python back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _modes(model: nn.Module) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        for m, _ in flags:
+            m.training = False
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
+@contextmanager
+def _buffers(model: nn.Module) -> Iterator[None]:
+    held = [(m, name, b, b.detach().clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, value in held:
+                buffer.copy_(value)
+                if getattr(owner, name) is not buffer:
+                    setattr(owner, name, buffer)
+
+
+@contextmanager
+def _metrics(model: nn.Module) -> Iterator[None]:
+    # torchmetrics keeps its states in plain attributes; lists are copied, tensors are replaced and not written to.
+    names = ("_update_count", "_computed", "_forward_cache")
+    held = []
+    for m in model.modules():
+        if isinstance(m, Metric):
+            state = {k: list(v) if isinstance(v, list) else v.clone() for k, v in m.metric_state.items()}
+            held.append((m, state, {k: getattr(m, k) for k in names}))
+    try:
+        yield
+    finally:
+        for metric, state, rest in held:
+            for k, v in {**state, **rest}.items():
+                setattr(metric, k, v)
+
+
+@contextmanager
+def _silent_log(model: nn.Module) -> Iterator[None]:
+    names = [n for n in ("log", "log_dict") if callable(getattr(model, n, None))]
+    before = {n: vars(model)[n] for n in names if n in vars(model)}
+    try:
+        for n in names:
+            object.__setattr__(model, n, _ignore)
+        yield
+    finally:
+        for n in names:
+            if n in before:
+                object.__setattr__(model, n, before[n])
+            else:
+                object.__delattr__(model, n)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for `self.log` while the pass is not the user's."""

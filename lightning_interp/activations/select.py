@@ -1,0 +1,96 @@
+"""Names and globs to submodules, as the user sees them: wrappers of compile, checkpointing and the like are looked through."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from lightning_interp.errors import LayerError, nearest
+
+MAX_LAYERS = 64
+_WRAPPERS = {"_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+class Layer(NamedTuple):
+    """A submodule to read.
+
+    Attributes:
+        module: the submodule.
+        key: which part of a dict output to read, None for the first tensor.
+        named: whether the user wrote this name in full; a layer that a glob found may well never run.
+    """
+
+    module: nn.Module
+    key: str | None
+    named: bool
+
+
+def module_names(model: nn.Module) -> dict[str, nn.Module]:
+    """{dotted name without wrappers: innermost module}; the model itself is ""."""
+    out: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        parts = [p for p in name.split(".") if p not in _WRAPPERS]
+        out[".".join(parts)] = module
+    return out
+
+
+def select(model: nn.Module, patterns: Sequence[str]) -> dict[str, Layer]:
+    """The layers that names or globs pick, in the order of the model.
+
+    `*` stops at a dot, `**` does not. `"encoder.3:hidden"` reads the entry `hidden` of a layer that returns a dict.
+
+    Args:
+        model: the module below which the names stand.
+        patterns: names or globs.
+
+    Returns:
+        {name: Layer}.
+
+    Raises:
+        LayerError: a pattern matches nothing, or more than 64 layers match in all.
+    """
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    names = module_names(model)
+    found: dict[str, Layer] = {}
+    for pattern in patterns:
+        path, _, key = pattern.partition(":")
+        literal = "*" not in path
+        hits = [path] if literal and path in names and path else []
+        if not literal:
+            regex = re.compile(_regex(path))
+            hits = [n for n, m in names.items() if n and regex.fullmatch(n) and not isinstance(m, _CONTAINERS)]
+        if not hits:
+            hint = nearest(path, [n for n in names if n])
+            raise LayerError(f"`layers`: '{pattern}' matches no submodule of {type(model).__name__}.{hint}")
+        for name in hits:
+            found[f"{name}:{key}" if key else name] = Layer(names[name], key or None, literal)
+    if len(found) > MAX_LAYERS:
+        raise LayerError(
+            f"`layers` matches {len(found)} submodules of {type(model).__name__}, at most {MAX_LAYERS} are read. "
+            "Name fewer, or use a glob that stops at a dot ('encoder.*')."
+        )
+    return found
+
+
+def find_module(model: nn.Module, name: str, argument: str) -> Layer:
+    """One module by its dotted name.
+
+    Raises:
+        LayerError: there is none; the error names the nearest.
+    """
+    path, _, key = name.partition(":")
+    names = module_names(model)
+    if path not in names:
+        hint = nearest(path, [n for n in names if n])
+        raise LayerError(f"`{argument}={name!r}` is no submodule of {type(model).__name__}.{hint}")
+    return Layer(names[path], key or None, True)
+
+
+def _regex(glob: str) -> str:
+    parts = re.split(r"(\*\*|\*)", glob)
+    return "".join({"**": r".*", "*": r"[^.]*"}.get(p, re.escape(p)) for p in parts)

@@ -1,0 +1,3 @@
+"""Lightning callbacks: the only place that knows the Trainer."""
+
+from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor

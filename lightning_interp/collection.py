@@ -1,0 +1,159 @@
+"""Rows of a probe set as they come in, batch by batch, and the statistics they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_interp.functional.coding import infer_kind
+from lightning_interp.functional.contribution import Table, table
+from lightning_interp.functional.outputs import explain_output, finite_rows
+from lightning_interp.metrics.layer import LayerStatistics, LayerSummary
+from lightning_interp.metrics.table import OutputTable
+from lightning_interp.processes import gathered
+
+
+class Rows(NamedTuple):
+    """What is kept of one batch.
+
+    Attributes:
+        values: raw values of the variables `[n, p]`.
+        output: the raw output `[n]` or `[n, c]`.
+        target: the task's label, or None.
+        key: the samples' keys, int64 `[n]`.
+        source: ids of shared sources, int64 `[n]`, or None.
+        layers: {layer: pooled activations `[n, d]`}; a layer that did not run is missing.
+        finite: whether output and activations are finite, a bool on the device: read only when rows are summed.
+    """
+
+    values: Tensor
+    output: Tensor
+    target: Tensor | None
+    key: Tensor
+    source: Tensor | None
+    layers: Mapping[str, Tensor]
+    finite: Tensor
+
+
+def all_finite(output: Tensor, layers: Mapping[str, Tensor]) -> Tensor:
+    """Whether everything is finite, a bool scalar on the device: nothing waits for it here."""
+    return torch.stack([finite_rows(t).all().to(output.device) for t in (output, *layers.values())]).all()
+
+
+class Collection:
+    """The statistics of one probe set.
+
+    Rows wait until there are `chunk` of them, so that a validation set of ordinary size is summed once, with all its values
+    known; then only sums are kept.
+
+    Args:
+        kinds: the variables' kinds, "auto" where open.
+        layers: names of the layers.
+        chunk: rows to wait for, and single rows kept of each layer.
+        seed: of the samples' random numbers.
+    """
+
+    def __init__(self, kinds: Sequence[str], layers: Sequence[str], chunk: int, seed: int) -> None:
+        self.kinds = list(kinds)
+        self.names = list(layers)
+        self.chunk = chunk
+        self.seed = seed
+        self.task: str | None = None
+        self.level_names: dict[int, dict[float, str]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self._pending: list[Rows] = []
+        self._waiting: list[Rows] = []  # in the table already, their activations not yet summed
+        self._table = OutputTable(len(self.kinds))
+        self._layers: dict[str, LayerStatistics] = {}
+        self.discrete: list[bool] | None = None
+        self.not_finite = 0
+
+    def add(self, rows: Rows, window: int | None = None) -> None:
+        """Take a batch in; with `window`, only the last so many batches count."""
+        self._pending.append(rows)
+        if window is not None:
+            del self._pending[:-window]
+        elif sum(len(r.values) for r in self._pending) >= self.chunk:
+            self._tabulate()
+            self._sum_layers(self._provisional())
+
+    def table(self) -> Table | None:
+        """The outputs of all processes: a collective."""
+        self._tabulate()
+        self._table.update(None)
+        return self._table.compute()
+
+    def summaries(self, discrete: Sequence[bool]) -> tuple[dict[str, LayerSummary], str | None]:
+        """The layers' statistics of all processes: a collective.
+
+        Args:
+            discrete: which variables make groups, as decided from the whole table.
+
+        Returns:
+            {layer: its summary}, and why there are none where an early guess at a variable's kind was wrong.
+        """
+        self._sum_layers(list(discrete) if self.discrete is None else self.discrete)
+        if any(guess is not None and list(guess) != list(discrete) for guess in gathered(self.discrete)):
+            return {}, (
+                "layer measures withheld: the first samples made a variable look of another kind than all of them do; "
+                "give it a `kind`"
+            )
+        out = {}
+        for name in self.names:
+            metric = self._layers.get(name) or LayerStatistics(discrete, self.chunk, self.seed)
+            metric.update(torch.empty(0, 0), torch.empty(0, len(self.kinds)), torch.empty(0, dtype=torch.int64))
+            found = metric.compute()
+            if found is not None:
+                out[name] = found
+        return out, None
+
+    def _tabulate(self) -> None:
+        usable = [r for r in self._pending if bool(r.finite)]
+        self.not_finite += len(self._pending) - len(usable)
+        self._pending = []
+        if not usable:
+            return
+        raw = torch.cat([r.output.reshape(len(r.output), -1) for r in usable])
+        known = all(r.target is not None for r in usable)
+        target = torch.cat([r.target for r in usable if r.target is not None]) if known else None
+        explained = explain_output(raw.float() if raw.dtype != torch.float64 else raw, target, self.task)
+        self.task = explained.task
+        source = None if usable[0].source is None else _joined([r.source for r in usable])
+        values = torch.cat([r.values for r in usable])
+        self._table.update(table(values, explained.output.to(values.device), source, explained.correct))
+        self._waiting += usable
+
+    def _provisional(self) -> list[bool]:
+        if self.discrete is None:
+            values = torch.cat([r.values for r in self._waiting])
+            self.discrete = [
+                (infer_kind(torch.unique(values[:, j]), j in self.level_names) if kind == "auto" else kind) != "continuous"
+                for j, kind in enumerate(self.kinds)
+            ]
+        return self.discrete
+
+    def _sum_layers(self, discrete: list[bool]) -> None:
+        for name in self.names:
+            with_layer = [r for r in self._waiting if name in r.layers]
+            if not with_layer:
+                continue
+            if name not in self._layers:
+                self._layers[name] = LayerStatistics(discrete, self.chunk, self.seed)
+            h = torch.cat([r.layers[name] for r in with_layer])
+            values = torch.cat([r.values for r in with_layer]).to(h.device)
+            key = torch.cat([r.key for r in with_layer]).to(h.device)
+            source = None if with_layer[0].source is None else _joined([r.source for r in with_layer]).to(h.device)
+            self._layers[name].update(h, values, key, source)
+        if self._waiting:
+            self.discrete = discrete
+        self._waiting = []
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([part for part in parts if part is not None])

@@ -1,0 +1,51 @@
+"""What goes wrong, said so that the reader can mend it: the argument, what was expected, what came, the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterpError(ValueError):
+    """Base of every error that this library raises on purpose."""
+
+
+class LayerError(InterpError):
+    """A layer or output module that does not exist, never ran, or gives something that cannot be read."""
+
+
+class LabelError(InterpError):
+    """A label, target or input that is not where the batch was said to hold it."""
+
+
+class VariableError(InterpError):
+    """A variable that cannot be coded, or that cannot be told apart from another."""
+
+
+class ProbeSetError(InterpError):
+    """A probe set with no usable rows."""
+
+
+class InterpWarning(UserWarning):
+    """Something was skipped, withheld or decided that the user should know of; said once."""
+
+
+def nearest(name: str, known: Iterable[object], count: int = 3) -> str:
+    """A hint that names the closest known names.
+
+    Args:
+        name: What the user wrote.
+        known: What exists.
+        count: How many names to give when nothing is close.
+
+    Returns:
+        `` Did you mean 'grass'?`` or `` Known: 'a', 'b', …``, with a leading space; empty if nothing is known.
+    """
+    names = [str(k) for k in known]
+    if not names:
+        return ""
+    close = difflib.get_close_matches(str(name), names, n=count, cutoff=0.6)
+    if close:
+        return " Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    shown = ", ".join(f"'{n}'" for n in names[: max(count, 8)])
+    return f" Known: {shown}{', …' if len(names) > max(count, 8) else ''}."

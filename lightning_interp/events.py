@@ -1,0 +1,369 @@
+"""An `Event`: one measurement of everything, at one training step, in plain types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+HIDDEN_FACTOR = (
+    "Effects speak of this network on this probe set, given no hidden factor: what is correlated with a variable is credited "
+    "to it; only an intervention settles it."
+)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the output's variance.
+
+    Attributes:
+        value: raw share, 0…1; all of an event's raw shares sum to 1.
+        debiased: (b² − se²)⁺·Var(z)/Var(o): zero on average for an unused variable; None where withheld.
+        low: lower end of the 95 % interval of b²·Var(z)/Var(o), None where withheld.
+        high: its upper end.
+        note: why something is withheld.
+    """
+
+    value: float | None
+    debiased: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A coefficient of the equation, in logits (regression: in the target's unit).
+
+    Attributes:
+        value: difference between two levels, deviation of a level from the mean of levels, or change per sd; None if withheld.
+        low: lower end of the 95 % interval, None where withheld.
+        high: its upper end.
+        se: standard error.
+        df: degrees of freedom of the interval.
+        robustness: partial R² with output and variable that a hidden factor would need to bring the effect to zero, 0…1.
+        note: why something is withheld, or "few".
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    se: float | None = None
+    df: float | None = None
+    robustness: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a variable can be read at a layer.
+
+    Attributes:
+        value: cross-fitted R² of a ridge probe; may be negative.
+        selectivity: R² above that of random control columns.
+        accuracy: balanced accuracy, 0…1 (binary and categorical).
+        auroc: area under the ROC curve, 0…1, mean over levels (binary and categorical).
+        drift: 1 − mean cosine between the variable's direction now and at the last event.
+        note: why something is withheld.
+    """
+
+    value: float | None
+    selectivity: float | None = None
+    accuracy: float | None = None
+    auroc: float | None = None
+    drift: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the output answers to a step along a variable's direction at a layer.
+
+    Attributes:
+        value: mean derivative, output units per unit of z.
+        z: the derivative over its standard error.
+        p: p-value, adjusted by Holm over variables, layers and classes.
+        tcav: fraction of samples whose derivative is positive, 0…1.
+        note: why something is withheld, or how the TCAV score is to be read.
+    """
+
+    value: float | None
+    z: float | None = None
+    p: float | None = None
+    tcav: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Accuracy of the cells.
+
+    Attributes:
+        accuracy: {cell: accuracy 0…1}.
+        count: {cell: samples}.
+        worst: the cell with the lowest accuracy.
+        worst_accuracy: its accuracy.
+        gap: best minus worst.
+    """
+
+    accuracy: dict[str, float]
+    count: dict[str, int]
+    worst: str
+    worst_accuracy: float
+    gap: float
+
+
+ByLevel = Effect | dict[str, Effect]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One measurement of everything.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: epoch, zero-based.
+        n: samples measured.
+        weights: "balanced" or "natural", as used.
+        mode: "val", "train", or "probe" for a loader of its own.
+        task: "binary", "multiclass", "multilabel" or "regression".
+        intercept: the equation's constant, where there is one output.
+        contribution: {variable, "interactions" or "unexplained": Share}.
+        effect: {variable: Effect, or {class or level: Effect}}.
+        magnitude: {variable: the effect as one number}: signed for one output, √(2Σβ²) over classes, 2·sd over levels.
+        decodability: {layer: {variable: Score}}.
+        sensitivity: {layer: {variable: Sensitivity, or {class or level: Sensitivity}}}.
+        intervention: {variable: Effect}: E[f(do(z=1)) − f(do(z=0))].
+        intervention_gap: {variable: estimated effect minus the interventional one}.
+        groups: accuracy of the cells, None without a target.
+        coding: {variable: {"kind", "levels", "center", "scale"}} as decided from the probe set.
+        skipped: batches that were left out.
+        cost_seconds: time the event took.
+        notes: what was withheld or decided, and why.
+    """
+
+    step: int
+    epoch: int
+    n: int
+    weights: str
+    mode: str
+    task: str
+    intercept: float | None = None
+    contribution: dict[str, Share] = field(default_factory=dict)
+    effect: dict[str, ByLevel] = field(default_factory=dict)
+    magnitude: dict[str, float] = field(default_factory=dict)
+    decodability: dict[str, dict[str, Score]] = field(default_factory=dict)
+    sensitivity: dict[str, dict[str, dict[str, Sensitivity]]] = field(default_factory=dict)
+    intervention: dict[str, ByLevel] = field(default_factory=dict)
+    intervention_gap: dict[str, float] = field(default_factory=dict)
+    groups: Groups | None = None
+    coding: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: int = 0
+    cost_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def records(self) -> list[Record]:
+        """The event as tidy rows, see `to_records`."""
+        return list(_records(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, fit for a checkpoint or JSON."""
+        plain = asdict(self)
+        plain["notes"] = list(self.notes)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Event:
+        """The event that `to_dict` wrote; fields that this version does not know are left out."""
+        known = {f.name for f in fields(cls)}
+        d = {k: v for k, v in plain.items() if k in known}
+        d["contribution"] = {k: Share(**v) for k, v in d["contribution"].items()}
+        for name in ("effect", "intervention"):
+            d[name] = {k: _effect(v) for k, v in d[name].items()}
+        d["decodability"] = {layer: {k: Score(**s) for k, s in scores.items()} for layer, scores in d["decodability"].items()}
+        d["sensitivity"] = {
+            layer: {k: {by: Sensitivity(**s) for by, s in rows.items()} for k, rows in variables.items()}
+            for layer, variables in d["sensitivity"].items()
+        }
+        d["groups"] = None if d["groups"] is None else Groups(**d["groups"])
+        d["notes"] = tuple(d["notes"])
+        return cls(**d)
+
+    def scalars(self) -> dict[str, float]:
+        """{logged key: value} of everything that could be measured; never NaN."""
+        out: dict[str, float] = {}
+        for r in self.records():
+            key = "/".join(str(r[k]) for k in ("measure", "layer", "variable") if r[k] is not None)
+            if r["measure"] == "group" and r["by"] is not None:
+                key = f"{key}/{r['by']}"
+            elif r["by"] is not None:
+                continue
+            if r["value"] is not None and math.isfinite(r["value"]):
+                out[key] = float(r["value"])
+        return out
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def to_records(history: Iterable[Event]) -> list[Record]:
+    """Events as a tidy list of dicts, one per number.
+
+    Args:
+        history: events, such as `monitor.history`.
+
+    Returns:
+        Rows with `step, epoch, measure, layer, variable, by, value, low, high, note`. `measure`, `layer` and `variable` are the
+        parts of the logged key, `by` is the class, level or cell; a value that could not be measured is None, with a note.
+    """
+    return [record for event in history for record in event.records()]
+
+
+def _effect(plain: Mapping[str, Any]) -> ByLevel:
+    if "value" in plain and not isinstance(plain["value"], Mapping):
+        return Effect(**plain)
+    return {by: Effect(**e) for by, e in plain.items()}
+
+
+def _records(e: Event) -> Iterator[Record]:
+    for part in (_share_rows, _effect_rows, _probe_rows, _sensitivity_rows, _group_rows):
+        for row in part(e):
+            yield {"step": e.step, "epoch": e.epoch, **row}
+
+
+def _row(
+    measure: str,
+    variable: str,
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    note: str | None = None,
+    layer: str | None = None,
+    by: str | None = None,
+) -> Record:
+    return {
+        "measure": measure, "layer": layer, "variable": variable, "by": by,
+        "value": value, "low": low, "high": high, "note": note,
+    }  # fmt: skip
+
+
+def _share_rows(e: Event) -> Iterator[Record]:
+    for name, s in e.contribution.items():
+        yield _row("contribution", name, s.value, s.low, s.high, s.note)
+        if s.debiased is not None:
+            yield _row("contribution", name, s.debiased, note=s.note, by="debiased")
+
+
+def _effect_rows(e: Event) -> Iterator[Record]:
+    for name, found in e.effect.items():
+        yield from _one_effect("effect", name, found, e.magnitude.get(name))
+        if isinstance(found, Effect) and found.robustness is not None:
+            yield _row("effect", name, found.robustness, by="robustness")
+    for name, found in e.intervention.items():
+        yield from _one_effect("intervention", name, found, magnitude_of(found))
+    for name, gap in e.intervention_gap.items():
+        yield _row("intervention", name, gap, by="effect − intervention")
+
+
+def _one_effect(measure: str, name: str, found: ByLevel, size: float | None) -> Iterator[Record]:
+    if isinstance(found, Effect):
+        yield _row(measure, name, found.value, found.low, found.high, found.note)
+        return
+    yield _row(measure, name, size)
+    for by, one in found.items():
+        yield _row(measure, name, one.value, one.low, one.high, one.note, by=by)
+
+
+def _probe_rows(e: Event) -> Iterator[Record]:
+    for layer, scores in e.decodability.items():
+        for name, s in scores.items():
+            yield _row("decodability", name, s.value, note=s.note, layer=layer)
+            others = {
+                "selectivity": s.selectivity,
+                "decodability_accuracy": s.accuracy,
+                "decodability_auroc": s.auroc,
+                "drift": s.drift,
+            }
+            for measure, value in others.items():
+                if value is not None:
+                    yield _row(measure, name, value, layer=layer)
+
+
+def _sensitivity_rows(e: Event) -> Iterator[Record]:
+    for layer, variables in e.sensitivity.items():
+        for name, found in variables.items():
+            single = len(found) == 1
+            for by, s in found.items():
+                yield _row("sensitivity", name, s.value, note=_test_note(s), layer=layer, by=None if single else by)
+                if s.tcav is not None:
+                    yield _row("tcav", name, s.tcav, layer=layer, by=None if single else by)
+            if not single:
+                values = [s.value for s in found.values() if s.value is not None]
+                yield _row("sensitivity", name, math.sqrt(sum(v * v for v in values)) if values else None, layer=layer)
+
+
+def _group_rows(e: Event) -> Iterator[Record]:
+    if e.groups is not None:
+        yield _row("group", "worst_accuracy", e.groups.worst_accuracy, note=e.groups.worst)
+        yield _row("group", "gap", e.groups.gap)
+        for cell, accuracy in e.groups.accuracy.items():
+            yield _row("group", "accuracy", accuracy, by=cell)
+
+
+def _test_note(s: Sensitivity) -> str | None:
+    test = None if s.z is None or s.p is None else f"z = {s.z:.2f}, p = {s.p:.3g} (Holm)"
+    return "; ".join(part for part in (test, s.note) if part) or None
+
+
+def magnitude_of(found: ByLevel) -> float | None:
+    """An interventional effect as one number: the effect itself, or √(2Σβ²) over centred classes."""
+    if isinstance(found, Effect):
+        return found.value
+    values = [one.value for one in found.values() if one.value is not None]
+    return math.sqrt(2 * sum(v * v for v in values)) if values else None
+
+
+_OUTPUT = {
+    "binary": "logit",
+    "multiclass": "logits",
+    "multilabel": "logits",
+    "regression": "output",
+}
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'} {abs(value):.2f}"
+
+
+def _lines(e: Event) -> Iterable[str]:
+    where = {"val": "validation", "train": "training", "probe": "probe set"}.get(e.mode, e.mode)
+    yield f"step {e.step}, epoch {e.epoch}: n = {e.n}, {where}, {e.weights} weights"
+    terms = [] if e.intercept is None else [f"{e.intercept:.2f}".replace("-", "−")]
+    for name, found in e.effect.items():
+        size = e.magnitude.get(name)
+        if size is None:
+            terms.append(f"+ ?·{name}")
+        elif isinstance(found, Effect) and found.low is not None and found.high is not None:
+            terms.append(f"{_signed(size)}·{name} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−"))
+        else:
+            terms.append(f"{_signed(size)}·{name}")
+    yield f"{_OUTPUT.get(e.task, 'output')} = {' '.join(terms)} + unexplained"
+    shares = [
+        f"{name} {100 * s.value:.1f} %" + ("" if s.debiased is None else f" (debiased {100 * s.debiased:.1f} %)")
+        for name, s in e.contribution.items()
+        if s.value is not None
+    ]
+    if shares:
+        yield "share of variance: " + ", ".join(shares)
+    for name, found in e.intervention.items():
+        gap = e.intervention_gap.get(name)
+        size = magnitude_of(found)
+        if size is not None:
+            checked = "" if gap is None else f", estimate off by {_signed(gap)}"
+            yield f"do({name}) = {size:.2f}{checked}".replace("-", "−")
+    if e.groups is not None:
+        yield f"worst group {e.groups.worst_accuracy:.3f} ({e.groups.worst}), gap {e.groups.gap:.3f}"
+    for note in e.notes:
+        yield f"note: {note}"

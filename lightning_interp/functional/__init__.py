@@ -1,0 +1,1 @@
+"""Pure tensor functions: the mathematics, with no state and no Trainer."""

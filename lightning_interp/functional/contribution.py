@@ -1,0 +1,282 @@
+"""The equation: outputs regressed on the coded variables, with intervals that hold under unequal variances.
+
+b = (Z'WZ)⁻¹Z'W o. Intervals are HC2 sandwiches (MacKinnon & White 1985) with Welch-type degrees of freedom; where samples share
+a source, their clustered form CR2 (Bell & McCaffrey 2002). Rows may be grouped: a row stands for `count` samples with the
+same variables, by the mean of their outputs and the sum of squares about it, which loses nothing that is needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from lightning_interp.functional.weights import MAX_CELLS, Weights
+
+MAX_LEVERAGE = 0.99
+FEW = 5
+_RANK_TOLERANCE = 1e-9
+
+
+class Table(NamedTuple):
+    """Outputs grouped by identical variable values and source.
+
+    Attributes:
+        values: raw values of the variables, float64 `[r, p]`.
+        source: id of the source that the samples share, int64 `[r]`; all zero if none was named.
+        count: samples in each row, `[r]`.
+        mean: mean output, `[r, c]`.
+        m2: sum of squared deviations from it, `[r, c]`.
+        correct: samples that the model gets right, `[r]`.
+        scored: samples whose target is known, `[r]`.
+    """
+
+    values: Tensor
+    source: Tensor
+    count: Tensor  # type: ignore[assignment]  # the tuple's method of that name is of no use here
+    mean: Tensor
+    m2: Tensor
+    correct: Tensor
+    scored: Tensor
+
+    def grouped(self) -> Table:
+        """The same statistics with one row per distinct (values, source), in sorted order."""
+        key = torch.cat([self.values, self.source.unsqueeze(1).view(torch.float64)], dim=1)
+        _, row = torch.unique(key.view(torch.int64), dim=0, return_inverse=True)  # by bits: a source may read as NaN
+        groups = int(row.max()) + 1 if len(row) else 0
+        first = torch.zeros(groups, dtype=torch.int64, device=row.device)
+        first.scatter_(0, row, torch.arange(len(row), device=row.device))
+        count = _sum(self.count, row, groups)
+        mean = _sum(self.count.unsqueeze(1) * self.mean, row, groups) / count.unsqueeze(1)
+        m2 = _sum(self.m2 + self.count.unsqueeze(1) * (self.mean - mean[row]) ** 2, row, groups)
+        return Table(
+            self.values[first], self.source[first], count, mean, m2,
+            _sum(self.correct, row, groups), _sum(self.scored, row, groups),
+        )  # fmt: skip
+
+    def __add__(self, other: Table) -> Table:  # type: ignore[override]  # merging, not joining tuples
+        """Both tables' samples together."""
+        return Table(*(torch.cat([a, b]) for a, b in zip(self, other))).grouped()
+
+
+def table(
+    values: Tensor,
+    output: Tensor,
+    source: Tensor | None = None,
+    correct: Tensor | None = None,
+    scored: Tensor | None = None,
+) -> Table:
+    """The `Table` of single samples.
+
+    Args:
+        values: raw values `[n, p]`.
+        output: what is explained, `[n, c]`.
+        source: ids of shared sources, int64 `[n]`.
+        correct: whether the model is right, `[n]` in 0…1.
+        scored: whether the target is known, `[n]`.
+
+    Returns:
+        A `Table` with one row per distinct (values, source).
+    """
+    n = len(values)
+    zero = torch.zeros(n, dtype=torch.float64, device=values.device)
+    return Table(
+        values.double(),
+        zero.long() if source is None else source,
+        zero + 1,
+        output.double(),
+        torch.zeros_like(output, dtype=torch.float64),
+        zero if correct is None else correct.double(),
+        (zero if correct is None else zero + 1) if scored is None else scored.double(),
+    ).grouped()
+
+
+class RankError(ValueError):
+    """The columns of the design are linearly dependent.
+
+    Attributes:
+        involved: indices of the columns of z in the dependency.
+    """
+
+    def __init__(self, involved: list[int]) -> None:
+        super().__init__(f"columns {involved} of the design are linearly dependent")
+        self.involved = involved
+
+
+class Fit(NamedTuple):
+    """A weighted least squares fit of the outputs on [1, z].
+
+    Attributes:
+        coefficients: `[1 + q, c]`, the intercept first.
+        influence: L = (Z'WZ)⁻¹Z'W, of one sample of each row, `[r, 1 + q]`.
+        residual: deviation of each row's mean output from the fit, `[r, c]`.
+        squares: per row the sum over its samples of e²/(1−h), `[r, c]`; unclustered fits only.
+        scores: per source Σ L A e with A = (I − H)^(−1/2), `[g, 1 + q, c]`; clustered fits only, else None.
+        leverage: largest leverage of a sample (or of a source), 0…1.
+        row: each row's (count, cell, source), float64 `[r]`, int64 `[r]`, int64 `[r]`.
+    """
+
+    coefficients: Tensor
+    influence: Tensor
+    residual: Tensor
+    squares: Tensor
+    scores: Tensor | None
+    leverage: float
+    row: tuple[Tensor, Tensor, Tensor]
+
+    def variance(self, contrast: Tensor) -> Tensor:
+        """Sampling variance of `contrast @ coefficients`, `[m, 1 + q]` to `[m, c]`."""
+        if self.scores is not None:
+            return (torch.einsum("mq,gqc->gmc", contrast, self.scores) ** 2).sum(0)
+        return (contrast @ self.influence.T) ** 2 @ self.squares
+
+    def covariance(self, block: slice) -> Tensor:
+        """Sampling covariance of a block of coefficients, summed over outputs, `[k, k]`."""
+        if self.scores is not None:
+            s = self.scores[:, block]
+            return torch.einsum("gic,gjc->ij", s, s)
+        weighted = self.influence[:, block] * self.squares.sum(1, keepdim=True)
+        return weighted.T @ self.influence[:, block]
+
+    def degrees_of_freedom(self, contrast: Tensor) -> Tensor:
+        """Welch-type degrees of freedom of `contrast @ coefficients`, `[m]`, at least 1.
+
+        (Σ L²)² / Σ_cell (Σ_{i∈cell} L²)² / max(n_cell − 1, ½); with sources, L is summed over a source within a cell first and
+        n_cell counts sources.
+        """
+        count, cell, source = self.row
+        weight = contrast @ self.influence.T  # [m, r]
+        cells = int(cell.max()) + 1
+        if self.scores is None:
+            size = _sum(count, cell, cells)
+            square = _sum((count * weight**2).T, cell, cells)
+        else:
+            pair, unit = torch.unique(torch.stack([cell, source], 1), dim=0, return_inverse=True)
+            total = _sum((count * weight).T, unit, len(pair))
+            size = _sum(torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], cells)
+            square = _sum(total**2, pair[:, 0], cells)
+        return (square.sum(0) ** 2 / (square**2 / (size - 1).clamp_min(0.5).unsqueeze(1)).sum(0)).clamp_min(1.0)
+
+
+def fit(z: Tensor, rows: Table, weights: Weights, clustered: bool = False) -> Fit:
+    """Fit the equation.
+
+    Args:
+        z: coded variables `[r, q]`, without the intercept.
+        rows: the outputs.
+        weights: from `sample_weights`.
+        clustered: whether `rows.source` names sources that samples share.
+
+    Returns:
+        The `Fit`.
+
+    Raises:
+        RankError: the columns of [1, z] are linearly dependent under the weights.
+    """
+    x = torch.cat([torch.ones_like(z[:, :1]) if z.shape[1] else z.new_ones(len(z), 1), z], dim=1)
+    mass = rows.count * weights.row
+    values, vectors = torch.linalg.eigh(x.T @ (mass.unsqueeze(1) * x))
+    if values[0] <= _RANK_TOLERANCE * values[-1]:
+        null = vectors[:, values <= _RANK_TOLERANCE * values[-1]].abs().amax(1)
+        raise RankError([i - 1 for i in (null > 1e-6).nonzero().flatten().tolist() if i])
+    root = vectors @ torch.diag(values.rsqrt()) @ vectors.T  # (Z'WZ)^(−1/2)
+    q = x @ root  # rows of an orthonormal basis, but for √w
+    influence = (q * weights.row.unsqueeze(1)) @ root
+    coefficients = influence.T @ (rows.count.unsqueeze(1) * rows.mean)
+    residual = rows.mean - x @ coefficients
+    labels = (rows.count, weights.cell, rows.source)
+    if clustered:
+        scores, leverage = _cluster_scores(q, root, mass, residual, rows.source)
+        return Fit(coefficients, influence, residual, torch.empty(0), scores, leverage, labels)
+    h = weights.row * (q**2).sum(1)
+    squares = (rows.m2 + rows.count.unsqueeze(1) * residual**2) / (1 - h).clamp_min(1e-12).unsqueeze(1)
+    return Fit(coefficients, influence, residual, squares, None, float(h.max()), labels)
+
+
+def _cluster_scores(q: Tensor, root: Tensor, mass: Tensor, residual: Tensor, source: Tensor) -> tuple[Tensor, float]:
+    # With Q = √W Z (Z'WZ)^(−½), a source's score Σ L (I − H)^(−½) e equals (Z'WZ)^(−½) (I − K)^(−½) Q'√W e, K = Q'Q of the
+    # source: p × p matrices, however many samples a source has.
+    _, unit = torch.unique(source, return_inverse=True)
+    units, p = int(unit.max()) + 1, q.shape[1]
+    k = _sum((mass[:, None, None] * q.unsqueeze(2) * q.unsqueeze(1)).flatten(1), unit, units).view(units, p, p)
+    u = _sum((mass[:, None, None] * q.unsqueeze(2) * residual.unsqueeze(1)).flatten(1), unit, units)
+    values, vectors = torch.linalg.eigh(k)
+    shrink = (1 - values).clamp_min(1e-12).rsqrt()
+    adjusted = vectors @ (shrink.unsqueeze(2) * (vectors.mT @ u.view(units, p, -1)))
+    return root @ adjusted, float(values.max())
+
+
+def _sum(x: Tensor, index: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, *x.shape[1:], dtype=x.dtype, device=x.device).index_add_(0, index, x)
+
+
+class Estimate(NamedTuple):
+    """Effects with intervals, each `[m, c]`; NaN where withheld.
+
+    Attributes:
+        value: the effects.
+        se: standard errors.
+        low: lower end of the interval.
+        high: upper end.
+        df: degrees of freedom, `[m, c]`.
+        robustness: robustness value of Cinelli & Hazlett (2020), 0…1.
+        note: why intervals are withheld ("withheld: …"), or that a cell is small ("few"), or None.
+    """
+
+    value: Tensor
+    se: Tensor
+    low: Tensor
+    high: Tensor
+    df: Tensor
+    robustness: Tensor
+    note: str | None
+
+
+def effects(fitted: Fit, contrast: Tensor, level: float = 0.95) -> Estimate:
+    """Effects `contrast @ coefficients` with their intervals.
+
+    Args:
+        fitted: the equation.
+        contrast: `[m, 1 + q]`.
+        level: coverage of the intervals.
+
+    Returns:
+        An `Estimate`. It speaks of this network over the probe set's population, given no hidden factor.
+    """
+    value = contrast @ fitted.coefficients
+    se = fitted.variance(contrast).sqrt()
+    df = fitted.degrees_of_freedom(contrast).unsqueeze(1).expand_as(value)
+    t = torch.from_numpy(stdtrit(df.cpu().numpy(), 0.5 + level / 2)).to(value.device)
+    note = interval_note(fitted)
+    if note and note.startswith("withheld"):
+        nan = torch.full_like(value, math.nan)
+        return Estimate(value, nan, nan, nan, df, nan, note)
+    return Estimate(value, se, value - t * se, value + t * se, df, robustness_value(value / se, df), note)
+
+
+def interval_note(fitted: Fit) -> str | None:
+    """Why intervals are withheld ("withheld: …"), "few: …" where the smallest cell has under 5, or None."""
+    count, cell, source = fitted.row
+    cells = int(cell.max()) + 1
+    what = "samples"
+    if fitted.scores is not None:
+        pair = torch.unique(torch.stack([cell, source], 1), dim=0)
+        count, cell, what = torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], "sources"
+    smallest = int(_sum(count, cell, cells).min())
+    if fitted.leverage > MAX_LEVERAGE:
+        return f"withheld: a sample or source has leverage {fitted.leverage:.3f}, over {MAX_LEVERAGE}"
+    if smallest < 2 and cells <= MAX_CELLS:
+        return f"withheld: the smallest cell has {smallest} of the 2 {what} that an interval needs"
+    return f"few: the smallest cell has {smallest} {what}" if smallest < FEW else None
+
+
+def robustness_value(t: Tensor, df: Tensor) -> Tensor:
+    """Partial R² that a hidden factor would need, with output and variable both, to bring an effect to zero.
+
+    Cinelli & Hazlett (2020), eq. 19 with q = 1: f² = t²/df, RV = ½(√(f⁴ + 4f²) − f²).
+    """
+    f2 = t**2 / df
+    return 0.5 * ((f2**2 + 4 * f2).sqrt() - f2)

@@ -1,0 +1,79 @@
+"""Directions: which way a variable moves a layer's activation.
+
+The default is the multivariate *pattern*: what the variable adds to the activation, the others held fixed (after Haufe et al.
+2014, whose univariate pattern does not hold them fixed). A probe's weights (*filter*) say how to read a variable, not how it is
+written: they also cancel whatever is correlated with it. All rows are `[m, d]`, one per column of the variable.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pattern(zz: Tensor, zh: Tensor) -> Tensor:
+    """Multivariate pattern B = (Z'WZ)⁻¹Z'WH, in units of activation per unit of z.
+
+    Args:
+        zz: centred weighted second moments of z, `[q, q]`.
+        zh: those of z with the activation, `[q, d]`.
+
+    Returns:
+        `[q, d]`.
+    """
+    return torch.linalg.solve(zz, zh)
+
+
+def ridge_filter(hh: Tensor, zh: Tensor, ridge: float = 1e-2) -> Tensor:
+    """Weights of a ridge probe, (S + αI)⁻¹c with α = ridge·tr(S)/d.
+
+    Args:
+        hh: covariance of the activation, `[d, d]`.
+        zh: its covariance with the variable's columns, `[m, d]`.
+        ridge: α in units of the mean eigenvalue.
+
+    Returns:
+        `[m, d]`.
+    """
+    d = len(hh)
+    alpha = ridge * hh.diagonal().sum() / d
+    return torch.linalg.solve(hh + torch.diag(alpha.expand(d)), zh.T).T
+
+
+def mean_difference(level_means: Tensor) -> Tensor:
+    """Difference of class means (FastCAV, Schmalwasser et al. 2025).
+
+    Args:
+        level_means: mean activation of each level, `[levels, d]`.
+
+    Returns:
+        `[1, d]`, second level minus first, for two levels; else each level minus the mean of levels, `[levels, d]`.
+    """
+    if len(level_means) == 2:
+        return level_means[1:] - level_means[:1]
+    return level_means - level_means.mean(0)
+
+
+def lda(within: Tensor, level_means: Tensor, ridge: float = 1e-2) -> Tensor:
+    """Fisher's linear discriminant: the within-class covariance divided out of the mean difference.
+
+    Args:
+        within: pooled within-level covariance, `[d, d]`.
+        level_means: `[levels, d]`.
+        ridge: shrinkage in units of the mean eigenvalue.
+
+    Returns:
+        As `mean_difference`.
+    """
+    return ridge_filter(within, mean_difference(level_means), ridge)
+
+
+def drift(now: Tensor, before: Tensor) -> float:
+    """1 − mean cosine of the principal angles between two subspaces of equal dimension, `[m, d]` each.
+
+    0: the same subspace; 1: orthogonal. NaN if one of them is zero.
+    """
+    if not (now.norm(dim=1) > 0).all() or not (before.norm(dim=1) > 0).all():
+        return float("nan")
+    a, b = torch.linalg.qr(now.T)[0], torch.linalg.qr(before.T)[0]
+    return float(1 - torch.linalg.svdvals(a.T @ b).clamp(max=1).mean())

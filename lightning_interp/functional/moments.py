@@ -1,0 +1,179 @@
+"""Second moments of a layer's activations, in a form that adds.
+
+Batches, ranks and resumed runs merge by the same `+` (Chan, Golub & LeVeque 1983: centred sums, so that a large mean costs no
+digits). Rows belong to groups: group 0 holds every row, the others are cells, levels of one variable, or bins of a control.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Grouped moments of y = [x, h]: x the continuous variables `[q]`, h the activation `[d]`.
+
+    Attributes:
+        count: rows in each group, `[g]`.
+        mean: mean of y in each group, `[g, q + d]`.
+        cross: Σ (x − x̄)(y − ȳ)' within each group, `[g, q, q + d]`.
+        gram: Σ (h − h̄)(h − h̄)' over all rows, `[d, d]`.
+    """
+
+    count: Tensor  # type: ignore[assignment]  # the tuple's method of that name is of no use here
+    mean: Tensor
+    cross: Tensor
+    gram: Tensor
+
+    @property
+    def columns(self) -> int:
+        """q, the number of continuous variables."""
+        return self.cross.shape[1]
+
+    @property
+    def hidden(self) -> Tensor:
+        """Mean activation of each group, `[g, d]`."""
+        return self.mean[:, self.columns :]
+
+    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]  # merging, not joining tuples
+        """The moments of both sets of rows together; the groups must be the same."""
+        count = self.count + other.count
+        # The product n_a·n_b/n before the difference: a group that is empty on one side adds exactly nothing.
+        part = torch.where(count > 0, other.count / count.clamp_min(1), torch.zeros_like(count))
+        delta = other.mean - self.mean
+        both = self.count * part
+        mean = torch.where((self.count > 0).unsqueeze(1), self.mean + part.unsqueeze(1) * delta, other.mean)
+        q = self.columns
+        cross = self.cross + other.cross + both[:, None, None] * delta[:, :q].unsqueeze(2) * delta.unsqueeze(1)
+        dh = delta[0, q:]
+        return Moments(count, mean, cross, self.gram + other.gram + both[0] * dh.outer(dh))
+
+    def select(self, index: Tensor) -> Moments:
+        """The moments with groups picked (or repeated) by `index` `[g']`; −1 makes an empty group."""
+        empty = index < 0
+        at = index.clamp_min(0)
+        count = torch.where(empty, torch.zeros_like(self.count[at]), self.count[at])
+        mean = torch.where(empty.unsqueeze(1), torch.zeros_like(self.mean[at]), self.mean[at])
+        cross = torch.where(empty[:, None, None], torch.zeros_like(self.cross[at]), self.cross[at])
+        return Moments(count, mean, cross, self.gram)
+
+
+def moments(h: Tensor, x: Tensor, member: Tensor, groups: int) -> Moments:
+    """The moments of rows.
+
+    Args:
+        h: pooled activations `[n, d]`, any floating dtype; summed in float64.
+        x: continuous variables `[n, q]`.
+        member: groups that each row belongs to besides group 0, int64 `[n, m]`, each in 1…groups − 1.
+        groups: number of groups, group 0 included.
+
+    Returns:
+        float64 `Moments`.
+    """
+    y = torch.cat([x.double(), h.double()], dim=1)
+    n, q = y.shape[0], x.shape[1]
+    count = torch.zeros(groups, dtype=torch.float64, device=h.device)
+    total = torch.zeros(groups, y.shape[1], dtype=torch.float64, device=h.device)
+    cross = torch.zeros(groups, q, y.shape[1], dtype=torch.float64, device=h.device)
+    if n == 0:
+        return Moments(count, total, cross, torch.zeros(h.shape[1], h.shape[1], dtype=torch.float64, device=h.device))
+    center = y.mean(0)
+    y = y - center  # group sums of centred rows: a large common mean costs no digits
+    ones = torch.ones(n, dtype=torch.float64, device=h.device)
+    count[0], total[0] = n, y.sum(0)
+    for column in member.unbind(1):
+        count.index_add_(0, column, ones)
+        total.index_add_(0, column, y)
+    if q:
+        product = (y[:, :q].unsqueeze(2) * y.unsqueeze(1)).flatten(1)
+        flat = cross.view(groups, -1)
+        flat[0] = product.sum(0)
+        for column in member.unbind(1):
+            flat.index_add_(0, column, product)
+    mean = total / count.clamp_min(1).unsqueeze(1)
+    cross -= count[:, None, None] * mean[:, :q].unsqueeze(2) * mean.unsqueeze(1)
+    hc = y[:, q:] - mean[0, q:]
+    return Moments(count, torch.where((count > 0).unsqueeze(1), mean + center, mean), cross, hc.T @ hc)
+
+
+class Target(NamedTuple):
+    """Columns that are regressed on, or regress, the activation.
+
+    Attributes:
+        groups: indices of groups that split all rows between them, int64 `[k]`.
+        codes: value of each column in each group, `[k, t]`; for a continuous variable its column index and coding instead.
+        column: index among the continuous variables, or −1.
+        center: of a continuous variable.
+        scale: of a continuous variable.
+    """
+
+    groups: Tensor
+    codes: Tensor
+    column: int = -1
+    center: float = 0.0
+    scale: float = 1.0
+
+
+class Cross(NamedTuple):
+    """Means and second moments of target columns with the activation, per sample.
+
+    Attributes:
+        mean: `[t]`.
+        variance: `[t]`.
+        covariance: with the activation, `[t, d]`.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+def cross(m: Moments, target: Target, weight: Tensor | None = None) -> Cross:
+    """Second moments of a target with the activation.
+
+    Args:
+        m: the moments.
+        target: the columns.
+        weight: weight of one row in each of the target's groups, `[k]`; equal by default.
+
+    Returns:
+        `Cross`, normalised by the sum of weights.
+    """
+    count = m.count[target.groups]
+    mass = count if weight is None else count * weight
+    mass = (mass / mass.sum()).unsqueeze(1)
+    hidden = m.hidden[target.groups]
+    centred = hidden - (mass * hidden).sum(0)
+    if target.column < 0:
+        mean = (mass * target.codes).sum(0)
+        codes = target.codes - mean
+        return Cross(mean, (mass * codes**2).sum(0), codes.T @ (mass * centred))
+    j, q = target.column, m.columns
+    x = (m.mean[target.groups, j] - target.center) / target.scale
+    mean = (mass[:, 0] * x).sum()
+    xc = x - mean
+    per_row = (mass[:, 0] / count.clamp_min(1)).unsqueeze(1)
+    within = (per_row * m.cross[target.groups, j]).sum(0) / target.scale
+    variance = (mass[:, 0] * xc**2).sum() + within[j] / target.scale
+    covariance = xc @ (mass * centred) + within[q:]
+    return Cross(mean.unsqueeze(0), variance.unsqueeze(0), covariance.unsqueeze(0))
+
+
+def coarsen(m: Moments, index: Tensor, groups: int) -> Moments:
+    """Merge groups: group i goes into group `index[i]`; `gram` is left as it is.
+
+    Args:
+        m: the moments.
+        index: int64 `[g]`.
+        groups: number of groups afterwards.
+    """
+    q = m.columns
+    count = torch.zeros(groups, dtype=m.count.dtype, device=m.count.device).index_add_(0, index, m.count)
+    total = m.mean.new_zeros(groups, m.mean.shape[1]).index_add_(0, index, m.count.unsqueeze(1) * m.mean)
+    mean = total / count.clamp_min(1).unsqueeze(1)
+    delta = m.mean - mean[index]
+    between = m.count[:, None, None] * delta[:, :q].unsqueeze(2) * delta.unsqueeze(1)
+    cross = m.cross.new_zeros(groups, *m.cross.shape[1:]).index_add_(0, index, m.cross + between)
+    return Moments(count, mean, cross, m.gram)

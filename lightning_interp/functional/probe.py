@@ -1,0 +1,123 @@
+"""How well a linear probe reads a variable from a layer, cross-fitted, from moments alone.
+
+A ridge probe is fitted on one half of the samples and scored on the other, and the other way round. Reading it in the moments
+needs no row: R² = 1 − SSE/(n s), SSE = n[s − 2w'c + w'Sw + (ȳ − b − w'h̄)²]. scikit-learn's `Ridge(alpha=n·α)` gives the same.
+Decodability says that a variable *can* be read, not that the model uses it (Hewitt & Liang 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_interp.functional.moments import Cross, Moments
+
+RIDGE = 1e-2
+
+
+class Probe(NamedTuple):
+    """Linear probes of all targets, fitted on one fold.
+
+    Attributes:
+        weight: `[d, t]`.
+        bias: `[t]`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def scores(self, h: Tensor) -> Tensor:
+        """Predictions for activations `[n, d]`, `[n, t]`."""
+        return h.double() @ self.weight + self.bias
+
+
+def stack(crosses: Sequence[Cross]) -> Cross:
+    """Several targets' moments side by side."""
+    return Cross(*(torch.cat(parts) for parts in zip(*crosses)))
+
+
+def ridge_probe(m: Moments, target: Cross, ridge: float = RIDGE) -> Probe:
+    """Ridge regression of every target column on the activation.
+
+    Args:
+        m: the fold's moments.
+        target: its target columns.
+        ridge: α in units of the mean eigenvalue tr(S)/d.
+
+    Returns:
+        A `Probe`.
+    """
+    s = m.gram / m.count[0]
+    d = len(s)
+    alpha = ridge * s.diagonal().sum() / d
+    damped = s + torch.diag(alpha.clamp_min(1e-300).expand(d))
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if int(info):  # a layer that is constant to rounding has no direction to read
+        weight = torch.zeros(d, len(target.mean), dtype=s.dtype, device=s.device)
+    else:
+        weight = torch.cholesky_solve(target.covariance.T, factor)
+    return Probe(weight, target.mean - m.hidden[0] @ weight)
+
+
+def held_out_r2(probe: Probe, m: Moments, target: Cross, blocks: Sequence[slice]) -> Tensor:
+    """R² of a probe on the other fold's moments.
+
+    Args:
+        probe: fitted elsewhere.
+        m: the held-out fold's moments.
+        target: its target columns.
+        blocks: columns that make one variable; their squared errors are pooled.
+
+    Returns:
+        `[len(blocks)]`; NaN where the target does not vary in the fold.
+    """
+    w = probe.weight
+    s = m.gram / m.count[0]
+    offset = target.mean - probe.bias - m.hidden[0] @ w
+    error = target.variance - 2 * (w * target.covariance.T).sum(0) + (w * (s @ w)).sum(0) + offset**2
+    pooled = [(error[b].sum(), target.variance[b].sum()) for b in blocks]
+    return torch.stack([1 - e / v if v > 0 else torch.full_like(v, torch.nan) for e, v in pooled])
+
+
+def auroc(scores: Tensor, positive: Tensor) -> Tensor:
+    """Area under the ROC curve of every column, ties counted half (the Mann–Whitney statistic).
+
+    Args:
+        scores: `[n, t]`.
+        positive: bool `[n, t]`.
+
+    Returns:
+        `[t]`; NaN where a class is missing.
+    """
+    rank = torch.stack([_average_rank(column) for column in scores.unbind(1)], dim=1)
+    ones = positive.sum(0).double()
+    zeros = len(scores) - ones
+    return ((rank * positive).sum(0) - ones * (ones + 1) / 2) / (ones * zeros)
+
+
+def _average_rank(x: Tensor) -> Tensor:
+    _, inverse, count = torch.unique(x, return_inverse=True, return_counts=True)
+    last = count.cumsum(0).double()
+    return (last - (count.double() - 1) / 2)[inverse]
+
+
+def balanced_accuracy(scores: Tensor, level: Tensor, midpoint: Tensor) -> Tensor:
+    """Mean recall over levels of the rule that picks the column furthest above its midpoint.
+
+    Args:
+        scores: of one variable, `[n, t]`, one column per level (one column alone for a binary variable).
+        level: true level index, int64 `[n]`.
+        midpoint: per column, half way between the mean score of its level and that of the rest, `[t]`.
+
+    Returns:
+        A scalar; NaN where a level is missing.
+    """
+    above = scores - midpoint
+    guess = (above[:, 0] > 0).long() if scores.shape[1] == 1 else above.argmax(1)
+    levels = max(2, scores.shape[1])
+    hit = torch.zeros(levels, dtype=torch.float64, device=scores.device)
+    hit = hit.index_add_(0, level, (guess == level).double())
+    return (hit / torch.bincount(level, minlength=levels)).mean()
