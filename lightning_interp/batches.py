@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -99,6 +100,12 @@ def as_tensor(found: Any, argument: str) -> Tensor:
         return torch.as_tensor(np.asarray(found))
     except (TypeError, ValueError) as error:
         raise LabelError(f"`{argument}` expects numbers, got {type(found).__name__}.") from error
+
+
+def text_key(texts: Sequence[str]) -> Tensor:
+    """64-bit hashes of strings, int64 `[n]`: the same in every process without asking the others."""
+    digests = (hashlib.blake2b(str(text).encode(), digest_size=8).digest() for text in texts)
+    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
 
 
 def is_text(found: Any) -> bool:

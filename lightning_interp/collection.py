@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_interp.functional.coding import infer_kind
 from lightning_interp.functional.contribution import Table, table
 from lightning_interp.functional.outputs import explain_output, finite_rows
-from lightning_interp.metrics.layer import LayerStatistics, LayerSummary
+from lightning_interp.metrics.layer import LayerStatistics, LayerSummary, Membership, membership
 from lightning_interp.metrics.table import OutputTable
 from lightning_interp.processes import gathered
 
@@ -26,7 +26,9 @@ class Rows(NamedTuple):
         key: the samples' keys, int64 `[n]`.
         source: ids of shared sources, int64 `[n]`, or None.
         layers: {layer: pooled activations `[n, d]`}; a layer that did not run is missing.
-        finite: whether output and activations are finite, a bool on the device: read only when rows are summed.
+        keep: which rows count: those with a label, and no padding, bool `[n]`.
+        finite: whether output and activations are finite, a bool on the device. Both are read only when rows are summed: until
+            then nothing waits for the device.
     """
 
     values: Tensor
@@ -35,7 +37,26 @@ class Rows(NamedTuple):
     key: Tensor
     source: Tensor | None
     layers: Mapping[str, Tensor]
+    keep: Tensor
     finite: Tensor
+
+    def kept(self) -> Rows:
+        """Only the rows that count."""
+        if bool(self.keep.all()):
+            return self
+
+        def cut(t: Tensor | None) -> Any:
+            return None if t is None else t[self.keep.to(t.device)]
+
+        return self._replace(
+            values=cut(self.values),
+            output=cut(self.output),
+            target=cut(self.target),
+            key=cut(self.key),
+            source=cut(self.source),
+            layers={name: cut(h) for name, h in self.layers.items()},
+            keep=cut(self.keep),
+        )
 
 
 def all_finite(output: Tensor, layers: Mapping[str, Tensor]) -> Tensor:
@@ -106,8 +127,10 @@ class Collection:
             )
         out = {}
         for name in self.names:
-            metric = self._layers.get(name) or LayerStatistics(discrete, self.chunk, self.seed)
-            metric.update(torch.empty(0, 0), torch.empty(0, len(self.kinds)), torch.empty(0, dtype=torch.int64))
+            metric = self._layers.get(name)
+            if metric is None:  # no row here, but other processes may have some
+                metric = LayerStatistics(discrete, self.chunk, self.seed)
+                metric.update(torch.empty(0, 0), torch.empty(0, len(self.kinds)), torch.empty(0, dtype=torch.int64))
             found = metric.compute()
             if found is not None:
                 out[name] = found
@@ -117,6 +140,7 @@ class Collection:
         usable = [r for r in self._pending if bool(r.finite)]
         self.not_finite += len(self._pending) - len(usable)
         self._pending = []
+        usable = [r for r in (r.kept() for r in usable) if len(r.values)]
         if not usable:
             return
         raw = torch.cat([r.output.reshape(len(r.output), -1) for r in usable])
@@ -139,20 +163,24 @@ class Collection:
         return self.discrete
 
     def _sum_layers(self, discrete: list[bool]) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        self.discrete = discrete
+        everywhere = self._places(waiting)  # the same for all layers that ran in every batch
         for name in self.names:
-            with_layer = [r for r in self._waiting if name in r.layers]
-            if not with_layer:
+            ran = [r for r in waiting if name in r.layers]
+            if not ran:
                 continue
             if name not in self._layers:
                 self._layers[name] = LayerStatistics(discrete, self.chunk, self.seed)
-            h = torch.cat([r.layers[name] for r in with_layer])
-            values = torch.cat([r.values for r in with_layer]).to(h.device)
-            key = torch.cat([r.key for r in with_layer]).to(h.device)
-            source = None if with_layer[0].source is None else _joined([r.source for r in with_layer]).to(h.device)
-            self._layers[name].update(h, values, key, source)
-        if self._waiting:
-            self.discrete = discrete
-        self._waiting = []
+            places = everywhere if len(ran) == len(waiting) else self._places(ran)
+            self._layers[name].update(torch.cat([r.layers[name] for r in ran]).to(places[0].device), *places)
+
+    def _places(self, rows: Sequence[Rows]) -> tuple[Tensor, Tensor, Tensor | None, Membership]:
+        values, key = torch.cat([r.values for r in rows]), torch.cat([r.key for r in rows])
+        source = None if rows[0].source is None else _joined([r.source for r in rows])
+        return values, key, source, membership(values, key, source, self.discrete or [], self.seed)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor:

@@ -23,7 +23,15 @@ class VariableError(InterpError):
 
 
 class ProbeSetError(InterpError):
-    """A probe set with no usable rows."""
+    """A probe set with no usable rows.
+
+    Attributes:
+        skipped: batches that were left out, in all processes.
+    """
+
+    def __init__(self, text: str, skipped: int = 0) -> None:
+        super().__init__(text)
+        self.skipped = skipped
 
 
 class InterpWarning(UserWarning):

@@ -339,7 +339,7 @@ def _signed(value: float) -> str:
 
 def _lines(e: Event) -> Iterable[str]:
     where = {"val": "validation", "train": "training", "probe": "probe set"}.get(e.mode, e.mode)
-    yield f"step {e.step}, epoch {e.epoch}: n = {e.n}, {where}, {e.weights} weights"
+    yield f"after {e.step} steps, epoch {e.epoch}: n = {e.n}, {where}, {e.weights} weights"
     terms = [] if e.intercept is None else [f"{e.intercept:.2f}".replace("-", "−")]
     for name, found in e.effect.items():
         size = e.magnitude.get(name)

@@ -22,7 +22,8 @@ from lightning_interp.errors import InterpError, InterpWarning, LabelError, Laye
 from lightning_interp.events import Event, magnitude_of
 from lightning_interp.functional.contribution import Table
 from lightning_interp.functional.sampling import content_key, id_key
-from lightning_interp.measurement import Equation, LayerResult, contributions, equation, groups, layer_result
+from lightning_interp.layers import LayerReader, LayerResult
+from lightning_interp.measurement import Equation, contributions, equation, groups
 from lightning_interp.passes import Caller, Replay, interventions, own_pass, sensitivities, token_mask
 from lightning_interp.processes import gathered, world
 from lightning_interp.variables import Variable, check_variables
@@ -294,23 +295,17 @@ class Monitor:
 
     def _commit(self, watch: Watch, limit: int | None) -> None:
         try:
-            rows = self._rows(watch)
+            rows = self._rows(watch, limit)
         except InterpError as problem:
             self._bad(problem)
             return
-        labelled = torch.isfinite(rows.values).all(1)
-        if limit is not None:
-            labelled[limit:] = False
-        if not bool(labelled.all()):
-            rows = _masked(rows, labelled)
         self._ever_committed = True
-        if len(rows.values):
-            self._collection.add(rows, self.window)
-            if OWN_PASS & set(self.measures):
-                self._replay.max_rows = -(-self.max_samples // world()[1])
-                self._replay.add(watch.batch, len(rows.values))
+        self._collection.add(rows, self.window)
+        if OWN_PASS & set(self.measures):
+            self._replay.max_rows = -(-self.max_samples // world()[1])
+            self._replay.add(watch.batch, len(rows.values), self.window)
 
-    def _rows(self, watch: Watch) -> Rows:
+    def _rows(self, watch: Watch, limit: int | None) -> Rows:
         if watch.problem is not None:
             raise watch.problem
         n = len(watch.values)
@@ -327,9 +322,11 @@ class Monitor:
                 f"`output={self.output!r}` gives {output.dtype} of shape {list(output.shape)}, expected floating [n] or [n, c]."
                 + self._likely_outputs()
             )
-        return Rows(
-            watch.values, output, watch.target, watch.key, watch.source, layers, all_finite(output, layers)
-        )  # fmt: skip
+        keep = torch.isfinite(watch.values).all(1)
+        if limit is not None:
+            keep[limit:] = False
+        finite = all_finite(output, layers)
+        return Rows(watch.values, output, watch.target, watch.key, watch.source, layers, keep, finite)
 
     def _last(self, calls: list[Tensor], n: int, name: str, named: bool) -> Tensor | None:
         fitting = [c for c in calls if c.ndim and len(c) == n]
@@ -397,7 +394,8 @@ class Monitor:
         if rows is None:
             raise ProbeSetError(
                 "the probe set is empty: no batch had labels and finite outputs"
-                + (f"; {skipped} were left out." if skipped else ".")
+                + (f"; {skipped} were left out." if skipped else "."),
+                skipped,
             )
         eq = self._equation(rows)
         notes = list(eq.notes)
@@ -452,14 +450,14 @@ class Monitor:
             self.say(why)
             return {}
         self._check_ran(summaries, notes)
-        out = {}
+        out, reader = {}, LayerReader(eq, discrete)
         for name, summary in summaries.items():
             seen = int(sum(float(m.count[0]) for m in summary.folds))
             if seen != eq.n:
                 notes.append(f"layer '{name}' withheld: it ran for {seen} of {eq.n} samples")
                 continue
             before = self._directions.get(name, {})
-            out[name] = layer_result(eq, summary, discrete, "decodability" in self.measures, before)
+            out[name] = reader.read(summary, "decodability" in self.measures, before)
             self._directions[name] = dict(out[name].directions)
         return out
 
@@ -575,16 +573,6 @@ def _at_least(value: int, least: int, argument: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InterpError(f"`{argument}` expects a whole number of {least} or more, got {value!r}.")
     return value
-
-
-def _masked(rows: Rows, keep: Tensor) -> Rows:
-    def cut(t: Tensor | None) -> Any:
-        return None if t is None else t[keep.to(t.device)]
-
-    layers = {name: cut(h) for name, h in rows.layers.items()}
-    return Rows(
-        cut(rows.values), cut(rows.output), cut(rows.target), cut(rows.key), cut(rows.source), layers, rows.finite
-    )  # fmt: skip
 
 
 def _thinned(history: tuple[Event, ...], most: int) -> tuple[Event, ...]:

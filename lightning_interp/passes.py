@@ -18,15 +18,17 @@ from lightning_interp.activations.capture import hooked
 from lightning_interp.activations.pooling import Pooling, tensor_of
 from lightning_interp.activations.quiet import quiet
 from lightning_interp.activations.select import Layer
-from lightning_interp.batches import Inputs, moved, nbytes, pick
+from lightning_interp.batches import Inputs, moved, nbytes, pick, size
 from lightning_interp.errors import InterpError, LayerError
 from lightning_interp.events import ByLevel, Effect, Sensitivity
 from lightning_interp.functional.coding import Factor
+from lightning_interp.functional.contribution import RankError, fit, table
 from lightning_interp.functional.intervention import interventional_effect
 from lightning_interp.functional.outputs import explain_output
-from lightning_interp.functional.sensitivity import derivative, holm, p_value, tcav, z_score
-from lightning_interp.functional.weights import Weights
-from lightning_interp.measurement import Equation, LayerResult, by_level
+from lightning_interp.functional.sensitivity import Test, derivative, derivative_test, holm, tcav
+from lightning_interp.functional.weights import Weights, sample_weights
+from lightning_interp.layers import LayerResult
+from lightning_interp.measurement import Equation, by_level
 from lightning_interp.processes import gathered, stacked
 from lightning_interp.variables import Variable
 
@@ -52,8 +54,11 @@ class Replay:
         self.rows = self.bytes = 0
         self.full = False
 
-    def add(self, batch: Any, rows: int) -> None:
-        """Keep a batch of `rows` samples, if there is room."""
+    def add(self, batch: Any, rows: int, window: int | None = None) -> None:
+        """Keep a batch of `rows` samples, if there is room; with `window`, let older ones go for it."""
+        while window is not None and len(self.batches) >= window:
+            old = self.batches.pop(0)
+            self.rows, self.bytes = self.rows - size(old), self.bytes - nbytes(old)
         if self.rows >= self.max_rows or self.full:
             return
         need = nbytes(batch)
@@ -192,7 +197,7 @@ def sensitivities(
     Args:
         caller: how the model is called.
         layers: {name: Layer}.
-        results: {name: directions and residual covariance}.
+        results: {name: directions and statistics}.
         eq: the event's equation.
         replay: the batches to run.
 
@@ -209,10 +214,8 @@ def sensitivities(
         for batch in replay.batches:
             for name, g in _batch_gradients(caller, {n: layers[n] for n in known}, batch, eq.task).items():
                 sums[name].add(g)
-    lift = torch.block_diag(*rows.values())
-    spread = ((lift @ eq.fit.influence[:, 1 : 1 + lift.shape[1]].T) ** 2 @ eq.rows.count).clamp_min(1e-300)
     found = {n: s.merged() for n, s in sums.items()}
-    return _tested(eq, known, stacks, {n: s for n, s in found.items() if s.n}, spread)
+    return _tested(eq, known, stacks, {n: s for n, s in found.items() if s.n})
 
 
 def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, task: str) -> dict[str, Tensor]:
@@ -258,26 +261,36 @@ def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
 
 
 def _tested(
-    eq: Equation,
-    results: Mapping[str, LayerResult],
-    stacks: Mapping[str, Tensor],
-    sums: Mapping[str, _Gradients],
-    spread: Tensor,
+    eq: Equation, results: Mapping[str, LayerResult], stacks: Mapping[str, Tensor], sums: Mapping[str, _Gradients]
 ) -> dict[str, dict[str, dict[str, Sensitivity]]]:
-    values, scores = {}, {}
+    values, tests = {}, {}
     for name, s in sums.items():
         mean = torch.as_tensor(s.total) / s.n
         values[name] = derivative(mean, stacks[name])
-        scores[name] = z_score(values[name], mean, results[name].residual, spread)
+        tests[name] = _test(eq, results[name], mean, values[name])
     if not values:
         return {}
-    adjusted = holm(torch.cat([p_value(z).flatten() for z in scores.values()])).split([z.numel() for z in scores.values()])
+    adjusted = holm(torch.cat([t.p.flatten() for t in tests.values()])).split([t.p.numel() for t in tests.values()])
     out: dict[str, dict[str, dict[str, Sensitivity]]] = {}
     for (name, s), p in zip(sums.items(), adjusted):
         note = "all gradients are equal: the TCAV score is 0 or 1 for any direction" if s.all_equal() else None
         share = torch.as_tensor(s.positive).T / s.n  # [m, c]
-        out[name] = _split(eq.design.factors, values[name], scores[name], p.view_as(values[name]), share, note)
+        out[name] = _split(eq.design.factors, values[name], tests[name].z, p.view_as(values[name]), share, note)
     return out
+
+
+def _test(eq: Equation, result: LayerResult, gradient: Tensor, value: Tensor) -> Test:
+    """Fit the equation to the kept rows' projections on the gradient: its intervals are those of the derivative."""
+    layer = result.summary
+    rows = table(layer.kept_values, layer.kept @ gradient.T, layer.kept_source)
+    weights = sample_weights(eq.design, rows.values, rows.count, eq.weights.mode)
+    lift = torch.block_diag(*(f.contrasts() for f in eq.design.factors))
+    try:
+        fitted = fit(eq.design.encode(rows.values), rows, weights, eq.clustered)
+    except RankError:
+        nan = torch.full_like(value, math.nan)
+        return Test(nan, nan)
+    return derivative_test(value, fitted, torch.cat([torch.zeros(len(lift), 1, dtype=torch.float64), lift], 1), eq.n)
 
 
 def _split(

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_interp.batches import as_tensor, is_text, load_function, pick, resolve_place
+from lightning_interp.batches import as_tensor, is_text, load_function, pick, resolve_place, text_key
 from lightning_interp.errors import LabelError, VariableError, nearest
-from lightning_interp.functional.coding import KINDS
-from lightning_interp.functional.sampling import id_key
 
 Kind = Literal["auto", "binary", "categorical", "continuous"]
+KINDS = ("auto", "binary", "categorical", "continuous")
 
 
 class Variable(ABC):
@@ -80,7 +79,7 @@ class Variable(ABC):
         found = pick(batch, self._place, f"label of '{self.name}'")
         if is_text(found):
             # 2^-12 of a 64-bit hash: exact in float64, and the same on every rank without asking.
-            codes = (id_key(found) >> 12).double()
+            codes = (text_key(found) >> 12).double()
             return codes, dict(zip(codes.tolist(), found))
         values = as_tensor(found, f"label of '{self.name}'")
         if values.ndim == 0 or values.numel() != len(values):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_interp.batches import size
-from lightning_interp.errors import InterpError, nearest
+from lightning_interp.errors import InterpError, ProbeSetError, nearest
 from lightning_interp.events import Event
 from lightning_interp.loaders import PaddingCount, probe_loader
 from lightning_interp.monitor import DEFAULT_MEASURES, Monitor
@@ -269,7 +269,14 @@ class ConceptMonitor(Callback):
     def _measure(self, trainer: Trainer) -> None:
         if not isinstance(self.data, str):
             self.monitor.run(probe_loader(self.data))
-        event = self.monitor.event(trainer.global_step, trainer.current_epoch)
+        try:
+            event = self.monitor.event(trainer.global_step, trainer.current_epoch)
+        except InterpError as problem:
+            # Wrong settings show at the first event; after that, nothing that is measured may end the training.
+            if self.latest is None and not (isinstance(problem, ProbeSetError) and problem.skipped):
+                raise
+            self.monitor.say(f"no event at step {trainer.global_step}: {problem}")
+            return
         self._publish(trainer, event)
         if not _dry(trainer):
             self._write(trainer, event)

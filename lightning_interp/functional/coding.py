@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_interp.errors import VariableError
+from lightning_interp.functional.unique import unique_rows
 
 MAX_AUTO_LEVELS = 32
-KINDS = ("auto", "binary", "categorical", "continuous")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Design:
         if not self.discrete:
             return torch.zeros(1, 0, dtype=torch.int64), torch.zeros(len(values), dtype=torch.int64)
         index = torch.stack([f.level_index(values[:, f.column]) for f in self.discrete], dim=1)
-        return torch.unique(index, dim=0, return_inverse=True)
+        return unique_rows(index)
 
     def cell_names(self, cells: Tensor) -> list[str]:
         """Names such as `digit=1,grass=0` for level indices `[k, discrete]`."""

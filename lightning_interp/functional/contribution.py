@@ -14,6 +14,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from lightning_interp.functional.unique import unique_rows
 from lightning_interp.functional.weights import MAX_CELLS, Weights
 
 MAX_LEVERAGE = 0.99
@@ -45,7 +46,7 @@ class Table(NamedTuple):
     def grouped(self) -> Table:
         """The same statistics with one row per distinct (values, source), in sorted order."""
         key = torch.cat([self.values, self.source.unsqueeze(1).view(torch.float64)], dim=1)
-        _, row = torch.unique(key.view(torch.int64), dim=0, return_inverse=True)  # by bits: a source may read as NaN
+        _, row = unique_rows(key)
         groups = int(row.max()) + 1 if len(row) else 0
         first = torch.zeros(groups, dtype=torch.int64, device=row.device)
         first.scatter_(0, row, torch.arange(len(row), device=row.device))
@@ -116,6 +117,7 @@ class Fit(NamedTuple):
         squares: per row the sum over its samples of e²/(1−h), `[r, c]`; unclustered fits only.
         scores: per source Σ L A e with A = (I − H)^(−1/2), `[g, 1 + q, c]`; clustered fits only, else None.
         leverage: largest leverage of a sample (or of a source), 0…1.
+        basis: the regressors [1, z] of each row, `[r, 1 + q]`.
         row: each row's (count, cell, source), float64 `[r]`, int64 `[r]`, int64 `[r]`.
     """
 
@@ -125,6 +127,7 @@ class Fit(NamedTuple):
     squares: Tensor
     scores: Tensor | None
     leverage: float
+    basis: Tensor
     row: tuple[Tensor, Tensor, Tensor]
 
     def variance(self, contrast: Tensor) -> Tensor:
@@ -142,10 +145,11 @@ class Fit(NamedTuple):
         return weighted.T @ self.influence[:, block]
 
     def degrees_of_freedom(self, contrast: Tensor) -> Tensor:
-        """Welch-type degrees of freedom of `contrast @ coefficients`, `[m]`, at least 1.
+        """Degrees of freedom of `contrast @ coefficients`, `[m]`, at least 1.
 
-        (Σ L²)² / Σ_cell (Σ_{i∈cell} L²)² / max(n_cell − 1, ½); with sources, L is summed over a source within a cell first and
-        n_cell counts sources.
+        Welch's over cells, (Σ L²)² / Σ_cell (Σ_{i∈cell} L²)² / max(n_cell − 1, ½), or Bell & McCaffrey's (2002) where these are
+        fewer, as they are for the slope of a continuous variable. With sources, Welch's alone: L is summed over a source within
+        a cell first, and n_cell counts sources.
         """
         count, cell, source = self.row
         weight = contrast @ self.influence.T  # [m, r]
@@ -158,7 +162,21 @@ class Fit(NamedTuple):
             total = _sum((count * weight).T, unit, len(pair))
             size = _sum(torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], cells)
             square = _sum(total**2, pair[:, 0], cells)
-        return (square.sum(0) ** 2 / (square**2 / (size - 1).clamp_min(0.5).unsqueeze(1)).sum(0)).clamp_min(1.0)
+        welch = square.sum(0) ** 2 / (square**2 / (size - 1).clamp_min(0.5).unsqueeze(1)).sum(0)
+        return (welch if self.scores is not None else torch.minimum(welch, self._bell_mccaffrey(weight))).clamp_min(1.0)
+
+    def _bell_mccaffrey(self, weight: Tensor) -> Tensor:
+        # Satterthwaite's (tr Ω)²/tr Ω² for Σ a_i e_i² with a = L²/(1−h) and e = Mε, Var ε = I: tr Ω² = Σ_ik a_i a_k (MM')_ik²,
+        # with MM' = I − UV' of low rank, so that it takes sums over q × q matrices and none over pairs of samples.
+        count, x = self.row[0], self.basis
+        p, gram = self.influence, self.influence.T @ (count.unsqueeze(1) * self.influence)
+        u, v = torch.cat([x, p, -(x @ gram)], 1), torch.cat([p, x, x], 1)
+        own = 1 - (u * v).sum(1)  # diagonal of MM'
+        a = weight**2 / (1 - (x * p).sum(1)).clamp_min(1e-12)  # [m, r]
+        mass = count * a
+        cross = torch.einsum("mr,rs,rt->mst", mass, u, u), torch.einsum("mr,rs,rt->mst", mass, v, v)
+        square = (mass * a * (2 * own - 1)).sum(1) + (cross[0] * cross[1]).sum((1, 2))
+        return (mass * own).sum(1) ** 2 / square
 
 
 def fit(z: Tensor, rows: Table, weights: Weights, clustered: bool = False) -> Fit:
@@ -190,10 +208,10 @@ def fit(z: Tensor, rows: Table, weights: Weights, clustered: bool = False) -> Fi
     labels = (rows.count, weights.cell, rows.source)
     if clustered:
         scores, leverage = _cluster_scores(q, root, mass, residual, rows.source)
-        return Fit(coefficients, influence, residual, torch.empty(0), scores, leverage, labels)
+        return Fit(coefficients, influence, residual, torch.empty(0), scores, leverage, x, labels)
     h = weights.row * (q**2).sum(1)
     squares = (rows.m2 + rows.count.unsqueeze(1) * residual**2) / (1 - h).clamp_min(1e-12).unsqueeze(1)
-    return Fit(coefficients, influence, residual, squares, None, float(h.max()), labels)
+    return Fit(coefficients, influence, residual, squares, None, float(h.max()), x, labels)
 
 
 def _cluster_scores(q: Tensor, root: Tensor, mass: Tensor, residual: Tensor, source: Tensor) -> tuple[Tensor, float]:
@@ -278,5 +296,4 @@ def robustness_value(t: Tensor, df: Tensor) -> Tensor:
 
     Cinelli & Hazlett (2020), eq. 19 with q = 1: f² = t²/df, RV = ½(√(f⁴ + 4f²) − f²).
     """
-    f2 = t**2 / df
-    return 0.5 * ((f2**2 + 4 * f2).sqrt() - f2)
+    return 2 / (1 + (1 + 4 * df / t**2).sqrt())  # the same, without cancellation at large t

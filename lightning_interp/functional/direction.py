@@ -75,5 +75,11 @@ def drift(now: Tensor, before: Tensor) -> float:
     """
     if not (now.norm(dim=1) > 0).all() or not (before.norm(dim=1) > 0).all():
         return float("nan")
-    a, b = torch.linalg.qr(now.T)[0], torch.linalg.qr(before.T)[0]
-    return float(1 - torch.linalg.svdvals(a.T @ b).clamp(max=1).mean())
+    a, b = _basis(now), _basis(before)
+    return float(1 - torch.linalg.svdvals(a.T @ b).clamp(max=1).sum() / max(a.shape[1], b.shape[1]))
+
+
+def _basis(rows: Tensor) -> Tensor:
+    # By singular values, not QR: deviations of L levels from their mean span L − 1 dimensions only.
+    u, s, _ = torch.linalg.svd(rows.T, full_matrices=False)
+    return u[:, s > 1e-6 * s[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def explain_output(raw: Tensor, target: Tensor | None, task: str | None = None) 
             f"`output` expects a floating tensor [n] or [n, c], got {raw.dtype} {list(raw.shape)}. "
             "Name the module that makes the logits, such as output='head'."
         )
-    o = raw.reshape(len(raw), -1).double()
+    o = (raw if raw.ndim == 2 else raw.unsqueeze(1)).double()
     task = task or _task(o, target)
     if task == "regression":
         return Explained(task, o, None)
@@ -93,4 +94,4 @@ def level_spread(effect: Tensor) -> Tensor:
 
 def finite_rows(x: Tensor) -> Tensor:
     """Whether each row is finite, bool `[n]`."""
-    return torch.isfinite(x.reshape(len(x), -1)).all(1)
+    return torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1)

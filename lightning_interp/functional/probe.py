@@ -92,16 +92,13 @@ def auroc(scores: Tensor, positive: Tensor) -> Tensor:
     Returns:
         `[t]`; NaN where a class is missing.
     """
-    rank = torch.stack([_average_rank(column) for column in scores.unbind(1)], dim=1)
+    columns = scores.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    # Average rank under ties: half way between the first and the last place that the score could take.
+    rank = ((torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1) / 2).double().T
     ones = positive.sum(0).double()
     zeros = len(scores) - ones
     return ((rank * positive).sum(0) - ones * (ones + 1) / 2) / (ones * zeros)
-
-
-def _average_rank(x: Tensor) -> Tensor:
-    _, inverse, count = torch.unique(x, return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double()
-    return (last - (count.double() - 1) / 2)[inverse]
 
 
 def balanced_accuracy(scores: Tensor, level: Tensor, midpoint: Tensor) -> Tensor:

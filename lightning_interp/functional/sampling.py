@@ -6,13 +6,15 @@ function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014), on wrapping 
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-_MAX_HASHED = 1024  # elements of a sample that its content key looks at
+from lightning_interp.batches import text_key
+
+_DENSE, _STRIDE = 1024, 64  # which elements of a sample its content key looks at: places that do not depend on its length
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -44,7 +46,7 @@ def mix(x: Tensor) -> Tensor:
 def content_key(x: Tensor) -> Tensor:
     """A key made of a sample's own bits, for samples that have no id.
 
-    At most 1,024 evenly spaced elements are read; zeros add nothing, so that padding with zeros does not change the key.
+    The first 1,024 elements are read, then every 64th; zeros add nothing, so that padding with zeros does not change the key.
 
     Args:
         x: one input per sample, `[n, ...]`, any dtype.
@@ -52,14 +54,13 @@ def content_key(x: Tensor) -> Tensor:
     Returns:
         int64 `[n]`.
     """
-    flat = x.detach().reshape(x.shape[0], -1)
-    stride = max(1, -(-flat.shape[1] // _MAX_HASHED))
-    flat = flat[:, ::stride].contiguous()
+    flat = x.detach().reshape(len(x), math.prod(x.shape[1:]))
+    flat = torch.cat([flat[:, :_DENSE], flat[:, _DENSE::_STRIDE]], dim=1).contiguous()
     if flat.is_complex():
         flat = torch.view_as_real(flat).flatten(1)
     bits = flat.view(_BITS[flat.element_size()]) if flat.is_floating_point() else flat
     place = mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
-    return mix((bits.long() * place).sum(1))
+    return mix((mix(bits.long()) * place).sum(1))  # mixed twice: the bits of whole numbers end in long runs of zeros
 
 
 def id_key(ids: Tensor | Sequence[str]) -> Tensor:
@@ -72,9 +73,8 @@ def id_key(ids: Tensor | Sequence[str]) -> Tensor:
         int64 `[n]`.
     """
     if isinstance(ids, Tensor):
-        return content_key(ids.reshape(len(ids), -1))
-    digests = (hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids)
-    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
+        return content_key(ids)
+    return text_key(ids)
 
 
 def uniform(key: Tensor, seed: int, stream: int) -> Tensor:

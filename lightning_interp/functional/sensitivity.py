@@ -6,9 +6,13 @@ ignores size, and where all gradients are equal (a linear head) it is 0 or 1 for
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from scipy.special import ndtr
+from scipy.special import stdtr
 from torch import Tensor
+
+from lightning_interp.functional.contribution import Fit, effects
 
 
 def derivative(gradient: Tensor, direction: Tensor) -> Tensor:
@@ -24,25 +28,38 @@ def derivative(gradient: Tensor, direction: Tensor) -> Tensor:
     return direction @ gradient.T
 
 
-def z_score(s: Tensor, gradient: Tensor, residual: Tensor, spread: Tensor) -> Tensor:
-    """S over its standard error √(ḡ'Σ_{h|Z}ḡ·[LL']_jj), the gradients taken as known.
+class Test(NamedTuple):
+    """A test of derivatives against zero, each `[m, c]`; NaN where it could not be had.
+
+    Attributes:
+        z: the derivative over its standard error.
+        p: two-sided p-value, by Student's t.
+    """
+
+    z: Tensor
+    p: Tensor
+
+
+def derivative_test(s: Tensor, fitted: Fit, contrast: Tensor, n: float) -> Test:
+    """Test S = direction · ḡ, the gradients taken as known.
+
+    The direction is what the variable adds to the activation, so S is the variable's effect on the projection h·ḡ, and has that
+    effect's interval: HC2, or CR2 where samples share sources. (A z-score from pooled second moments assumes equal noise in all
+    cells and independent samples; where they fail, its nominal 5 % were measured at 9–22 %.)
 
     Args:
         s: derivatives `[m, c]`.
-        gradient: `[c, d]`.
-        residual: residual covariance of the activation given the variables, `[d, d]`.
-        spread: `[m]`: diagonal of C L L' C' for the directions' contrasts C; under natural weights C (Z'Z)⁻¹ C'.
+        fitted: the equation fitted to h·ḡ of single samples, one output per class.
+        contrast: rows that turn coefficients into effects, `[m, 1 + q]`.
+        n: samples that `s` rests on; the fit may have fewer.
 
     Returns:
-        `[m, c]`, standard normal where the variable moves nothing.
+        A `Test`.
     """
-    noise = ((gradient @ residual) * gradient).sum(1).clamp_min(0)
-    return s / (spread.unsqueeze(1) * noise).sqrt()
-
-
-def p_value(z: Tensor) -> Tensor:
-    """Two-sided p-value of a standard normal score."""
-    return torch.from_numpy(2 * ndtr(-z.abs().cpu().numpy())).to(z.device)
+    estimate = effects(fitted, contrast)
+    se = estimate.se * (fitted.row[0].sum() / n).sqrt()
+    z = s / se
+    return Test(z, torch.from_numpy(2 * stdtr(estimate.df.numpy(), -z.abs().numpy())))
 
 
 def holm(p: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_interp.functional.coding import Design
+from lightning_interp.functional.unique import unique_rows
 
 MAX_CELLS = 64
 MIN_PER_CELL = 5
@@ -71,7 +74,7 @@ def _obstacle(design: Design, cells: Tensor, n_cell: Tensor, effective: float) -
         possible *= len(f.levels)
     if len(cells) > MAX_CELLS:
         return f"natural weights: {len(cells)} cells, balanced ones need at most {MAX_CELLS}"
-    if len(cells) < possible and not structural(cells):
+    if len(cells) < possible and not structural(cells, [len(f.levels) for f in design.discrete]):
         return f"natural weights: {possible - len(cells)} of {possible} cells are empty"
     smallest = int(n_cell.argmin())
     if n_cell[smallest] < MIN_PER_CELL:
@@ -82,10 +85,17 @@ def _obstacle(design: Design, cells: Tensor, n_cell: Tensor, effective: float) -
     return None
 
 
-def structural(cells: Tensor) -> bool:
-    """Whether some variable is a function of the others over the cells that occur, `[k, discrete]`."""
+def structural(cells: Tensor, sizes: Sequence[int]) -> bool:
+    """Whether all empty cells are so because variables are functions of the others.
+
+    Args:
+        cells: level indices of the cells that occur, `[k, discrete]`.
+        sizes: number of levels of each variable.
+    """
     for j in range(cells.shape[1]):
-        others = torch.cat([cells[:, :j], cells[:, j + 1 :]], dim=1)
-        if others.shape[1] and len(torch.unique(others, dim=0)) == len(cells):
+        others, rest = torch.cat([cells[:, :j], cells[:, j + 1 :]], dim=1), [*sizes[:j], *sizes[j + 1 :]]
+        if rest and len(unique_rows(others)[0]) == len(cells) and (
+            math.prod(rest) == len(cells) or structural(others, rest)
+        ):
             return True
     return False

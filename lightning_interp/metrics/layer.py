@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lightning_interp.functional.moments import Moments, coarsen, moments
 from lightning_interp.functional.sampling import uniform
+from lightning_interp.functional.unique import unique_rows
 
 CONTROLS = 5
 BINS = 32
@@ -27,6 +28,7 @@ class LayerSummary(NamedTuple):
         keys: per fold, each group's values `[g, p + 2]`: raw values of the discrete variables (NaN: any), then the index of a
             control (NaN: none) and its bin. Row 0 is NaN throughout: the group of all rows.
         kept_second: whether each kept row is in the second fold, bool `[k]`.
+        kept_source: ids of shared sources, int64 `[k]`; all zero if none was named.
         kept_values: their raw values `[k, p]`.
         kept: their activations `[k, d]`.
     """
@@ -34,12 +36,66 @@ class LayerSummary(NamedTuple):
     folds: tuple[Moments, Moments]
     keys: tuple[Tensor, Tensor]
     kept_second: Tensor
+    kept_source: Tensor
     kept_values: Tensor
     kept: Tensor
 
     def total(self, discrete: Sequence[bool]) -> tuple[Tensor, Moments]:
         """Keys and moments of both folds together."""
         return _merge((self.keys[0], self.folds[0]), (self.keys[1], self.folds[1]), discrete)
+
+
+class Membership(NamedTuple):
+    """Where rows belong, the same for every layer that saw them.
+
+    Attributes:
+        second: whether each row is in the second fold, bool `[n]`.
+        keys: per fold, the groups' keys `[g, p + 2]`.
+        member: per fold, the groups of each of its rows besides group 0, int64 `[m, k]`.
+        chance: random number by which rows are kept, float64 `[n]`.
+        order: the rows by that number, int64 `[n]`.
+    """
+
+    second: Tensor
+    keys: tuple[Tensor, Tensor]
+    member: tuple[Tensor, Tensor]
+    chance: Tensor
+    order: Tensor
+
+
+def membership(values: Tensor, key: Tensor, source: Tensor | None, discrete: Sequence[bool], seed: int) -> Membership:
+    """Assign rows to folds, groups, control bins, and the order in which they are kept.
+
+    Args:
+        values: raw values of the variables `[n, p]`.
+        key: the samples' keys, int64 `[n]`.
+        source: ids of shared sources, int64 `[n]`, or None.
+        discrete: which variables make groups.
+        seed: of the samples' random numbers.
+    """
+    second = uniform(key if source is None else source, seed, FOLD) >= 0.5
+    bins = torch.stack([uniform(key, seed, CONTROL + r) * BINS for r in range(CONTROLS)], dim=1).long()
+    keys_a, member_a = _groups(values[~second], bins[~second], discrete)
+    keys_b, member_b = _groups(values[second], bins[second], discrete)
+    chance = uniform(key, seed, KEPT)
+    return Membership(second, (keys_a, keys_b), (member_a, member_b), chance, chance.argsort(stable=True))
+
+
+def _groups(values: Tensor, bins: Tensor, discrete: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    p = len(discrete)
+    named = torch.where(torch.tensor(discrete, device=values.device), values, _ANY)
+    patterns = [unique_rows(named)] if any(discrete) and len(values) else []
+    if patterns and len(patterns[0][0]) > MAX_GROUPS:
+        patterns = [unique_rows(_only(named, j)) for j in range(p) if discrete[j]]
+    keys = [torch.full((1, p + 2), _ANY, dtype=torch.float64, device=values.device)]
+    member, start = [], 1
+    for found, index in patterns:
+        keys.append(torch.cat([found, torch.full_like(found[:, :1].expand(-1, 2), _ANY)], dim=1))
+        member.append(index + start)
+        start += len(found)
+    keys.append(_control_keys(p, values.device))
+    member += [bins[:, r] + start + r * BINS for r in range(CONTROLS)]
+    return torch.cat(keys), torch.stack(member, dim=1)
 
 
 class LayerStatistics(Metric):
@@ -80,7 +136,9 @@ class LayerStatistics(Metric):
     def _continuous(self) -> list[int]:
         return [j for j, d in enumerate(self.discrete) if not d]
 
-    def update(self, h: Tensor, values: Tensor, key: Tensor, source: Tensor | None = None) -> None:
+    def update(
+        self, h: Tensor, values: Tensor, key: Tensor, source: Tensor | None = None, member: Membership | None = None
+    ) -> None:
         """Add rows.
 
         Args:
@@ -88,20 +146,23 @@ class LayerStatistics(Metric):
             values: raw values of the variables `[n, p]`.
             key: the samples' keys, int64 `[n]`.
             source: ids of shared sources, int64 `[n]`, or None.
+            member: where the rows belong, if it is known already from another layer.
         """
         if not len(h):
             return
-        second = uniform(key if source is None else source, self.seed, FOLD) >= 0.5
-        bins = torch.stack([uniform(key, self.seed, CONTROL + r) * BINS for r in range(CONTROLS)], dim=1).floor()
-        for fold in (0, 1):
-            mine = second == bool(fold)
-            keys, m = self._grouped(h[mine], values[mine], bins[mine])
+        m = membership(values, key, source, self.discrete, self.seed) if member is None else member
+        x = values[:, self._continuous]
+        for fold, mine in enumerate((~m.second, m.second)):
+            fresh = (m.keys[fold], moments(h[mine], x[mine], m.member[fold], len(m.keys[fold])))
             held = self._held(fold)
-            keys, m = (keys, m) if held is None else _merge(held, (keys, m), self.discrete)
-            setattr(self, f"fold{fold}", [_pack(keys, m)])
-            setattr(self, f"gram{fold}", [m.gram])
-        fresh = torch.cat([key.view(torch.float64)[:, None], second.double()[:, None], values, h.double()], dim=1)
-        self.rows = [self._smallest(torch.cat([r for r in self.rows if r.numel()] + [fresh]))]
+            keys, merged = fresh if held is None else _merge(held, fresh, self.discrete)
+            setattr(self, f"fold{fold}", [_pack(keys, merged)])
+            setattr(self, f"gram{fold}", [merged.gram])
+        # The bits of the source travel as a float64 and come back untouched.
+        bits = (torch.zeros_like(key) if source is None else source).view(torch.float64)
+        rows = torch.cat([m.chance[:, None], m.second.double()[:, None], bits[:, None], values, h.double()], dim=1)
+        rows = rows[m.order[: self.max_kept]]
+        self.rows = [self._smallest([*(r for r in self.rows if r.numel()), rows])]
 
     def compute(self) -> LayerSummary | None:
         """The statistics of every rank's rows on the CPU; None if there is none."""
@@ -111,34 +172,25 @@ class LayerStatistics(Metric):
             if held is None:
                 return None
             folds.append((held[0].cpu(), Moments(*(part.cpu() for part in held[1]))))
-        rows = self._smallest(torch.cat([r.cpu() for r in self.rows if r.numel()]))
+        rows = self._smallest([r.cpu() for r in self.rows if r.numel()])
         p = len(self.discrete)
         (keys_a, a), (keys_b, b) = folds
+        _, second, source, values, kept = rows.split([1, 1, 1, p, rows.shape[1] - p - 3], dim=1)
         return LayerSummary(
-            (a, b), (keys_a, keys_b), rows[:, 1] > 0, rows[:, 2 : 2 + p].contiguous(), rows[:, 2 + p :].contiguous()
+            (a, b),
+            (keys_a, keys_b),
+            second[:, 0] > 0,
+            source.contiguous().view(torch.int64)[:, 0],
+            values.contiguous(),
+            kept.contiguous(),
         )
 
-    def _smallest(self, rows: Tensor) -> Tensor:
+    def _smallest(self, parts: Sequence[Tensor]) -> Tensor:
         # Ordered always, so that what is computed from the kept rows has the same bits on any number of ranks.
-        chance = uniform(rows[:, 0].contiguous().view(torch.int64), self.seed, KEPT)
-        return rows[chance.argsort(stable=True)[: self.max_kept]]
-
-    def _grouped(self, h: Tensor, values: Tensor, bins: Tensor) -> tuple[Tensor, Moments]:
-        p = len(self.discrete)
-        named = torch.where(torch.tensor(self.discrete, device=values.device), values, _ANY)
-        patterns = [_unique(named)] if any(self.discrete) else []
-        if patterns and len(patterns[0][0]) > MAX_GROUPS:
-            patterns = [_unique(_only(named, j)) for j in range(p) if self.discrete[j]]
-        keys = [torch.full((1, p + 2), _ANY, dtype=torch.float64, device=h.device)]
-        member, start = [], 1
-        for found, index in patterns:
-            keys.append(torch.cat([found, torch.full_like(found[:, :1].expand(-1, 2), _ANY)], dim=1))
-            member.append(index + start)
-            start += len(found)
-        keys.append(_control_keys(p, h.device))
-        member += [bins[:, r].long() + start + r * BINS for r in range(CONTROLS)]
-        x = values[:, self._continuous]
-        return torch.cat(keys), moments(h, x, torch.stack(member, dim=1), start + CONTROLS * BINS)
+        if len(parts) == 1:
+            return parts[0]
+        rows = torch.cat(list(parts))
+        return rows[rows[:, 0].argsort(stable=True)[: self.max_kept]]
 
     def _held(self, fold: int) -> tuple[Tensor, Moments] | None:
         # One entry, except between sync and unsync: then one per rank.
@@ -161,12 +213,6 @@ def _only(values: Tensor, column: int) -> Tensor:
     return out
 
 
-def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:
-    # By bits: NaN stands for "any" and must equal itself.
-    found, index = torch.unique(keys.contiguous().view(torch.int64), dim=0, return_inverse=True)
-    return found.view(torch.float64), index
-
-
 def _control_keys(p: int, device: torch.device) -> Tensor:
     r = torch.arange(CONTROLS, dtype=torch.float64, device=device).repeat_interleave(BINS)
     b = torch.arange(BINS, dtype=torch.float64, device=device).repeat(CONTROLS)
@@ -182,12 +228,14 @@ def is_cell(keys: Tensor, discrete: Sequence[bool]) -> Tensor:
 
 
 def _merge(a: tuple[Tensor, Moments], b: tuple[Tensor, Moments], discrete: Sequence[bool]) -> tuple[Tensor, Moments]:
+    if a[0].shape == b[0].shape and torch.equal(a[0].view(torch.int64), b[0].view(torch.int64)):
+        return a[0], a[1] + b[1]
     if sum(discrete) > 1:
-        cells = len(_unique(torch.cat([k[is_cell(k, discrete)] for k, _ in (a, b)]))[0])
+        cells = len(unique_rows(torch.cat([k[is_cell(k, discrete)] for k, _ in (a, b)]))[0])
         by_level = any(not is_cell(k, discrete).any() and len(k) > 1 + CONTROLS * BINS for k, _ in (a, b))
         if cells > MAX_GROUPS or by_level:
             a, b = (_by_level(*side, discrete) for side in (a, b))
-    keys, index = _unique(torch.cat([a[0], b[0]]))
+    keys, index = unique_rows(torch.cat([a[0], b[0]]))
     # Row 0 must stay the group of all rows: order the keys by where they first came.
     first = torch.full((len(keys),), len(index), dtype=torch.int64, device=keys.device)
     first.scatter_reduce_(0, index, torch.arange(len(index), device=keys.device), "amin")
@@ -211,7 +259,7 @@ def _by_level(keys: Tensor, m: Moments, discrete: Sequence[bool]) -> tuple[Tenso
     out_keys, parts = [keys[rest[:1]]], [m.select(rest[:1])]
     cells = m.select(cell.nonzero().flatten())
     for j in (j for j, d in enumerate(discrete) if d):
-        found, index = _unique(_only(keys[cell], j))
+        found, index = unique_rows(_only(keys[cell], j))
         out_keys.append(found)
         parts.append(coarsen(cells, index, len(found)))
     out_keys.append(keys[rest[1:]])

@@ -28,14 +28,14 @@ def decodability_heatmap(event: Event) -> Figure | None:
     grid = [[_value(event, layer, v) for v in variables] for layer in layers]
     height = 1.1 + 0.32 * len(layers)
     label = 0.085 * max(map(len, layers)) + 0.3
-    width = label + max(2.6, 0.75 * len(variables)) + 0.2
+    width = label + max(2.2, 0.75 * len(variables)) + 0.2
     figure = Figure(figsize=(width, height), dpi=80)
     axes = figure.add_axes((label / width, 0.5 / height, 1 - (label + 0.2) / width, 1 - 0.95 / height))
     axes.imshow(grid, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(variables)), variables)
     axes.set_yticks(range(len(layers)), layers)
     axes.tick_params(length=0, labelsize=8)
-    axes.set_title(f"decodability R², step {event.step}", fontsize=9)
+    axes.set_title("decodability, R²", fontsize=9)
     for i, row in enumerate(grid):
         for j, value in enumerate(row):
             shade = "black" if value > 0.6 else "white"

@@ -21,8 +21,7 @@ def test_accuracy_worst_group_and_gap_are_those_of_a_loop(seed, groups):
     scored[:groups] = 1
     correct = correct * scored
     accuracy = [
-        sum(correct[i] for i in range(len(group)) if group[i] == g)
-        / sum(scored[i] for i in range(len(group)) if group[i] == g)
+        sum(correct[i] for i in range(len(group)) if group[i] == g) / sum(scored[i] for i in range(len(group)) if group[i] == g)
         for g in range(groups)
     ]
     got = group_accuracy(torch.tensor(correct), torch.tensor(scored), torch.tensor(group), groups)

@@ -152,7 +152,7 @@ def plain_relative_weights(z: np.ndarray, o: np.ndarray) -> np.ndarray:
 @given(SEEDS, st.integers(1, 12), st.integers(1, 3))
 def test_relative_weights_are_johnsons_and_sum_to_r_squared(seed, q, c):
     rng = np.random.default_rng(seed)
-    z = rng.normal(size=(80, q)) @ (np.eye(q) + 0.3 * rng.normal(size=(q, q)))
+    z = rng.normal(size=(80, q)) @ (np.eye(q) + 0.15 * rng.normal(size=(q, q)))
     o = z @ rng.normal(size=(q, c)) + rng.normal(size=(80, c))
     s = spread_of(z, o, np.ones(80))
     np.testing.assert_allclose(relative_weights(s, blocks_of([1] * q)), plain_relative_weights(z, o), atol=1e-9)

@@ -1,0 +1,39 @@
+# Everything runs in .venv, which `make env` makes once; an environment that exists is reused.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: env demo test test-all lint bench bench-quick clean
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: env
+	$(BIN)/python examples/grassy_digits.py $(ARGS)
+
+test: env
+	$(BIN)/python -m pytest -q -m "not slow" --doctest-modules lightning_interp tests
+
+test-all: env
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q --doctest-modules lightning_interp tests
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/cost.py
+
+bench-quick: env
+	$(BIN)/python benchmarks/fidelity.py --quick
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,233 @@
+"""What an event says of a layer: where it holds each variable, and how well it can be read there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_interp.events import Score
+from lightning_interp.functional.coding import Factor
+from lightning_interp.functional.direction import drift, pattern
+from lightning_interp.functional.moments import Cross, Moments, Target, cross
+from lightning_interp.functional.probe import Probe, auroc, balanced_accuracy, held_out_r2, ridge_probe
+from lightning_interp.measurement import Equation
+from lightning_interp.metrics.layer import BINS, CONTROLS, LayerSummary, is_cell
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What an event says of one layer.
+
+    Attributes:
+        scores: {variable: Score}.
+        directions: {variable: pattern `[width, d]`}, activation per unit of z.
+        summary: the layer's statistics.
+    """
+
+    scores: dict[str, Score]
+    directions: dict[str, Tensor]
+    summary: LayerSummary
+
+
+def indicator_codes(f: Factor) -> Tensor:
+    """The columns that a probe predicts, by level: one per level, or for a binary variable that of the second level."""
+    eye = torch.eye(len(f.levels), dtype=torch.float64)
+    return eye[:, 1:] if f.kind == "binary" else eye
+
+
+def target_of(f: Factor, keys: Tensor, discrete: Sequence[bool], indicators: bool) -> Target:
+    """A variable as columns over the groups of a layer's moments.
+
+    Args:
+        f: the variable.
+        keys: the groups' keys `[g, p + 2]`.
+        discrete: which variables make groups.
+        indicators: the columns that a probe predicts; else the columns of z.
+    """
+    cell = is_cell(keys, discrete)
+    if not f.discrete:
+        at = cell.nonzero().flatten() if cell.any() else torch.zeros(1, dtype=torch.int64)
+        column = [j for j, d in enumerate(discrete) if not d].index(f.column)
+        return Target(at, torch.empty(0), column, f.center, f.scale)
+    if not cell.any():
+        others = [j for j in range(keys.shape[1]) if j != f.column]
+        cell = ~keys[:, f.column].isnan() & keys[:, others].isnan().all(1)
+    at = cell.nonzero().flatten()
+    codes = indicator_codes(f) if indicators else f.level_codes()
+    return Target(at, codes[f.level_index(keys[at, f.column])])
+
+
+def control_targets(f: Factor, eq: Equation, keys: Tensor) -> list[Target]:
+    """Random columns at the variable's marginal, one `Target` per control: nothing in the network can know them."""
+    quantile = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
+    x = eq.rows.values[:, f.column]
+    order = f.level_index(x).argsort(stable=True) if f.discrete else x.argsort()
+    below = eq.rows.count[order].cumsum(0) / eq.rows.count.sum()
+    drawn = x[order][torch.searchsorted(below, quantile).clamp(max=len(x) - 1)]
+    codes = indicator_codes(f)[f.level_index(drawn)] if f.discrete else f.encode(drawn)
+    p = keys.shape[1] - 2
+    groups = [(keys[:, p] == r).nonzero().flatten() for r in range(CONTROLS)]
+    return [Target(at, codes[keys[at, p + 1].long()]) for at in groups]
+
+
+class FoldTargets:
+    """All variables and their controls as columns over one fold's groups; layers with the same rows share it.
+
+    Attributes:
+        blocks: columns of each variable.
+        controls: columns of each control, `CONTROLS` per variable.
+    """
+
+    def __init__(self, eq: Equation, keys: Tensor, m: Moments, discrete: Sequence[bool]) -> None:
+        self.blocks: list[slice] = []
+        self.controls: list[slice] = []
+        self._continuous: list[tuple[int, Target]] = []
+        rows, means, variances, start = [], [], [], 0
+        for f in eq.design.factors:
+            for i, t in enumerate([target_of(f, keys, discrete, indicators=True), *control_targets(f, eq, keys)]):
+                one = cross(m, t)
+                width = len(one.mean)
+                (self.controls if i else self.blocks).append(slice(start, start + width))
+                if t.column >= 0:
+                    self._continuous.append((start, t))
+                rows.append(self._operator(m.count, t, one, width))
+                means.append(one.mean)
+                variances.append(one.variance)
+                start += width
+        self._matrix = torch.cat(rows)
+        self._mean, self._variance = torch.cat(means), torch.cat(variances)
+
+    @staticmethod
+    def _operator(count: Tensor, t: Target, one: Cross, width: int) -> Tensor:
+        # Covariance with the activation as a matrix over groups: Σ_g n_g/n (code_g − mean)(h̄_g − h̄).
+        out = torch.zeros(width, len(count), dtype=torch.float64)
+        if t.column < 0:
+            out[:, t.groups] = ((count[t.groups] / count[0]).unsqueeze(1) * (t.codes - one.mean)).T
+        return out
+
+    def of(self, m: Moments) -> Cross:
+        """Second moments of all columns with a layer's activation."""
+        covariance = self._matrix @ (m.hidden - m.hidden[0])
+        for row, t in self._continuous:
+            covariance[row] = m.cross[0, t.column, m.columns :] / (m.count[0] * t.scale)
+        return Cross(self._mean, self._variance, covariance)
+
+
+class LayerReader:
+    """Reads layers against an event's equation; what layers share is worked out once.
+
+    Args:
+        eq: the event's equation.
+        discrete: which variables make groups in the layers' statistics.
+    """
+
+    def __init__(self, eq: Equation, discrete: Sequence[bool]) -> None:
+        self.eq = eq
+        self.discrete = list(discrete)
+        self._folds: dict[bytes, FoldTargets] = {}
+
+    def read(self, layer: LayerSummary, decodability: bool, before: Mapping[str, Tensor]) -> LayerResult:
+        """Decodability, directions and drift of every variable at a layer.
+
+        Args:
+            layer: the layer's statistics.
+            decodability: whether probes are wanted.
+            before: {variable: direction at the last event}.
+        """
+        directions = self._directions(layer)
+        scores = self._scores(layer) if decodability else {}
+        for name, now in directions.items():
+            if name in scores and name in before and before[name].shape == now.shape:
+                moved = drift(now, before[name])
+                scores[name] = replace(scores[name], drift=moved if math.isfinite(moved) else None)
+        if decodability:
+            scores |= {name: Score(None, note=why) for name, why in self.eq.design.unmeasurable.items()}
+        return LayerResult(scores, directions, layer)
+
+    # --- directions ---------------------------------------------------------------------------------------------------
+
+    def _directions(self, layer: LayerSummary) -> dict[str, Tensor]:
+        eq = self.eq
+        if eq.fit is None or not eq.design.factors:
+            return {}
+        keys, m = layer.total(self.discrete)
+        targets = [target_of(f, keys, self.discrete, indicators=False) for f in eq.design.factors]
+        zh = torch.cat([cross(m, t, self._group_weights(keys[t.groups])).covariance for t in targets])
+        b = pattern(eq.spread.zz, zh)
+        return {f.name: b[block] for f, block in zip(eq.design.factors, eq.design.blocks().values())}
+
+    def _group_weights(self, keys: Tensor) -> Tensor | None:
+        """Weight of one sample of each cell; None where all samples weigh the same."""
+        weights, discrete = self.eq.weights, self.eq.design.discrete
+        if weights.mode == "natural" or not discrete:
+            return None
+        levels = torch.stack([f.level_index(keys[:, f.column]) for f in discrete], 1)
+        match = (levels.unsqueeze(1) == weights.cells.unsqueeze(0)).all(2).to(torch.uint8).argmax(1)
+        return weights.cell_weight[match]
+
+    # --- decodability -------------------------------------------------------------------------------------------------
+
+    def _scores(self, layer: LayerSummary) -> dict[str, Score]:
+        factors = self.eq.design.factors
+        if min(float(m.count[0]) for m in layer.folds) < 2:
+            why = "decodability withheld: fewer than 2 samples in a fold"
+            return {f.name: Score(None, note=why) for f in factors}
+        if not factors:
+            return {}
+        targets = [self._fold(keys, m) for keys, m in zip(layer.keys, layer.folds)]
+        known = [t.of(m) for t, m in zip(targets, layer.folds)]
+        probes = [ridge_probe(m, c) for m, c in zip(layer.folds, known)]
+        blocks = [*targets[0].blocks, *targets[0].controls]
+        sides = [held_out_r2(probes[1 - i], layer.folds[i], known[i], blocks) for i in (0, 1)]
+        r2 = (sides[0] + sides[1]) / 2
+        noise = r2[len(factors) :].view(len(factors), CONTROLS).nanmean(1).nan_to_num().clamp_min(0)
+        read = self._classification(layer, probes, targets[0].blocks)
+        out = {}
+        for i, f in enumerate(factors):
+            value = float(r2[i])
+            if math.isfinite(value):
+                out[f.name] = Score(value, value - float(noise[i]), *read.get(f.name, (None, None)))
+            else:
+                out[f.name] = Score(None, note="withheld: the variable is constant in one half of the samples")
+        return out
+
+    def _fold(self, keys: Tensor, m: Moments) -> FoldTargets:
+        shared = keys.numpy().tobytes() + m.count.numpy().tobytes()
+        if shared not in self._folds:
+            self._folds[shared] = FoldTargets(self.eq, keys, m, self.discrete)
+        return self._folds[shared]
+
+    def _classification(
+        self, layer: LayerSummary, probes: Sequence[Probe], blocks: Sequence[slice]
+    ) -> dict[str, tuple[float | None, float | None]]:
+        """Balanced accuracy and AUROC on the kept rows, each half read by the probe of the other."""
+        wanted = [(f, b) for f, b in zip(self.eq.design.factors, blocks) if f.discrete]
+        accuracy: dict[str, list[Tensor]] = {f.name: [] for f, _ in wanted}
+        area: dict[str, list[Tensor]] = {f.name: [] for f, _ in wanted}
+        for fold, probe in enumerate(probes):
+            held = layer.kept_second != bool(fold)
+            values, scores = layer.kept_values[held], probe.scores(layer.kept[held])
+            for f, b in wanted:
+                level = f.level_index(values[:, f.column])
+                midpoint = self._midpoint(f, layer.keys[fold], layer.folds[fold], Probe(probe.weight[:, b], probe.bias[b]))
+                accuracy[f.name].append(balanced_accuracy(scores[:, b], level, midpoint))
+                area[f.name].append(auroc(scores[:, b], indicator_codes(f)[level] > 0).nanmean())
+        return {f.name: (_mean(accuracy[f.name]), _mean(area[f.name])) for f, _ in wanted}
+
+    def _midpoint(self, f: Factor, keys: Tensor, m: Moments, probe: Probe) -> Tensor:
+        target = target_of(f, keys, self.discrete, indicators=True)
+        mass = m.count[target.groups].unsqueeze(1)
+        inside, outside = mass * target.codes, mass * (1 - target.codes)
+        hidden = m.hidden[target.groups]
+        at = (inside.T @ hidden) / inside.sum(0).clamp_min(1).unsqueeze(1)
+        rest = (outside.T @ hidden) / outside.sum(0).clamp_min(1).unsqueeze(1)
+        return ((at + rest) / 2 * probe.weight.T).sum(1) + probe.bias
+
+
+def _mean(parts: Sequence[Tensor]) -> float | None:
+    value = float(torch.stack(list(parts)).mean())
+    return value if math.isfinite(value) else None
