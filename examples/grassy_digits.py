@@ -1,6 +1,6 @@
 """Digits on grass: train a small network, and watch in TensorBoard that it looks at the grass.
 
-    python examples/grassy_digits.py --epochs 15 --seed 0 --log-dir runs
+python examples/grassy_digits.py --epochs 15 --seed 0 --log-dir runs
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main():
     model, data = GrassyDigitsModel(), GrassyDigitsData(agreement=args.agreement, seed=args.seed)
     monitor = interp.ConceptMonitor(
         variables=VARIABLES,
-        layers=["encoder.*"],
+        layers=["encoder.conv*"],
         output="head",
         target="label",
         inputs="image",
@@ -65,9 +65,8 @@ def main():
 
     measures = ["contribution", "groups", "intervention", "sensitivity"]
     keys = {"output": "head", "target": "label", "inputs": "image", "cluster": "source"}
-    final = interp.explain(
-        model, data.test_dataloader(), VARIABLES, ["encoder.*"], measures=measures, step=trainer.global_step, **keys
-    )
+    now = {"step": trainer.global_step, "epoch": trainer.current_epoch - 1}
+    final = interp.explain(model, data.test_dataloader(), VARIABLES, ["encoder.conv*"], measures=measures, **keys, **now)
     print(f"\nOn the test digits, with the background exchanged as the check:\n{final}\n\n{table(final.groups)}")
     print(f"\nSee how it came about:\n  tensorboard --logdir {args.log_dir}")
 

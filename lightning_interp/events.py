@@ -337,6 +337,11 @@ def _signed(value: float) -> str:
     return f"{'−' if value < 0 else '+'} {abs(value):.2f}"
 
 
+def _share_text(s: Share) -> str:
+    raw, debiased = (None if x is None else f"{100 * x:.1f} %" for x in (s.value, s.debiased))
+    return f"{raw}" if debiased in (None, raw) else f"{raw} (debiased {debiased})"
+
+
 def _lines(e: Event) -> Iterable[str]:
     where = {"val": "validation", "train": "training", "probe": "probe set"}.get(e.mode, e.mode)
     yield f"after {e.step} steps, epoch {e.epoch}: n = {e.n}, {where}, {e.weights} weights"
@@ -350,11 +355,7 @@ def _lines(e: Event) -> Iterable[str]:
         else:
             terms.append(f"{_signed(size)}·{name}")
     yield f"{_OUTPUT.get(e.task, 'output')} = {' '.join(terms)} + unexplained"
-    shares = [
-        f"{name} {100 * s.value:.1f} %" + ("" if s.debiased is None else f" (debiased {100 * s.debiased:.1f} %)")
-        for name, s in e.contribution.items()
-        if s.value is not None
-    ]
+    shares = [f"{name} {_share_text(s)}" for name, s in e.contribution.items() if s.value is not None]
     if shares:
         yield "share of variance: " + ", ".join(shares)
     for name, found in e.intervention.items():

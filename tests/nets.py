@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_interp import Concept, Confounder, Monitor
+from lightning_interp.errors import InterpWarning
+
+torch.set_num_threads(1)  # nothing here is large: more threads only wait for each other
 
 NAMES = ("moo", "tail", "grass")
 
@@ -98,6 +104,18 @@ def measured(model: nn.Module, batch: Any, which: Sequence[Any] | None = None, s
     monitor = monitor_of(model, which, **options)
     feed(monitor, model, cut(batch, size))
     return monitor.event(step=1)
+
+
+@contextmanager
+def said(match: str | None = None) -> Iterator[list[str]]:
+    """The texts of all warnings given inside, one of which must match; any other kind than InterpWarning is an error."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield texts
+        texts += [str(w.message) for w in found]
+    assert all(issubclass(w.category, InterpWarning) for w in found), found
+    assert match is None or any(re.search(match, text) for text in texts), texts
 
 
 def hooks(model: nn.Module) -> int:

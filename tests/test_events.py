@@ -132,7 +132,9 @@ def test_a_record_says_what_the_event_says():
     assert found(e, measure="selectivity", layer="enc", variable="moo")["value"] == 0.85
     assert found(e, measure="decodability_auroc", layer="enc", variable="moo")["value"] == 0.99
     assert found(e, measure="drift", layer="enc", variable="moo")["value"] == 0.1
-    assert found(e, measure="sensitivity", layer="enc", variable="moo", by=None)["note"] == "z = 4.00, p = 0.001 (Holm); all equal"
+    assert (
+        found(e, measure="sensitivity", layer="enc", variable="moo", by=None)["note"] == "z = 4.00, p = 0.001 (Holm); all equal"
+    )
     assert found(e, measure="sensitivity", layer="enc", variable="breed", by=None)["value"] == 5.0
     assert found(e, measure="tcav", layer="enc", variable="breed", by="angus")["value"] == 0.25
     assert found(e, measure="intervention", variable="moo", by=None)["value"] == 1.9
@@ -189,7 +191,9 @@ def test_scalars_never_hold_what_is_not_finite(bad):
 
 def test_the_scalars_of_a_real_event_are_finite(real):
     scalars = real.scalars()
-    assert {"contribution/grass", "effect/grass", "decodability/encoder.0/moo", "intervention/grass", "group/gap"} <= set(scalars)
+    assert {"contribution/grass", "effect/grass", "decodability/encoder.0/moo", "intervention/grass", "group/gap"} <= set(
+        scalars
+    )
     assert all(isinstance(v, float) and math.isfinite(v) for v in scalars.values())
 
 

@@ -81,7 +81,11 @@ def test_a_label_that_is_not_one_value_per_sample_is_an_error_with_its_shape(sha
 @pytest.mark.parametrize(
     ("label", "batch", "said"),
     [
-        ("gras", {"image": T, "grass": T}, r"`label of 'v'='gras'` is not in the batch, a dict: no 'gras'. Did you mean 'grass'\?"),
+        (
+            "gras",
+            {"image": T, "grass": T},
+            r"`label of 'v'='gras'` is not in the batch, a dict: no 'gras'. Did you mean 'grass'\?",
+        ),
         ("zzz", {"image": T, "grass": T}, r"no 'zzz'. Known: 'image', 'grass'."),
         ("meta.plce", {"meta": {"place": T}}, r"`label of 'v'='meta.plce'` .* no 'plce'. Did you mean 'place'\?"),
         ("metta.place", {"meta": {"place": T}}, r"no 'metta'. Did you mean 'meta'\?"),

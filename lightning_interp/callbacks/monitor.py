@@ -16,7 +16,7 @@ from lightning_interp.events import Event
 from lightning_interp.loaders import PaddingCount, probe_loader
 from lightning_interp.monitor import DEFAULT_MEASURES, Monitor
 from lightning_interp.schedules import Schedule
-from lightning_interp.summaries import write_event, write_layout
+from lightning_interp.summaries import EventWriter
 from lightning_interp.variables import Variable
 
 try:
@@ -131,7 +131,7 @@ class ConceptMonitor(Callback):
         self._steps = 0  # optimizer steps, counted once however many optimizers there are
         self._global_step = 0
         self._alarmed: set[str] = set()
-        self._laid_out: set[int] = set()
+        self._writers: dict[int, EventWriter] = {}
         self._padding = PaddingCount(None)
 
     @property
@@ -303,10 +303,9 @@ class ConceptMonitor(Callback):
             writer = getattr(logger, "experiment", None)
             if not hasattr(writer, "add_custom_scalars"):
                 continue
-            if id(writer) not in self._laid_out:
-                write_layout(writer, [v.name for v in self.monitor.variables], self.prefix)
-                self._laid_out.add(id(writer))
-            write_event(writer, event, step, self.prefix, alarms)
+            if id(writer) not in self._writers:
+                self._writers[id(writer)] = EventWriter(writer, [v.name for v in self.monitor.variables], self.prefix)
+            self._writers[id(writer)].write(event, step, alarms)
 
     def _scalars(self, event: Event) -> dict[str, float]:
         start = f"{self.prefix}/" if self.prefix else ""

@@ -60,7 +60,10 @@ def content_key(x: Tensor) -> Tensor:
         flat = torch.view_as_real(flat).flatten(1)
     bits = flat.view(_BITS[flat.element_size()]) if flat.is_floating_point() else flat
     place = mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
-    return mix((mix(bits.long()) * place).sum(1))  # mixed twice: the bits of whole numbers end in long runs of zeros
+    bits = bits.long()
+    if flat.element_size() == 8:
+        bits = bits ^ _shift(bits, 32)  # whole numbers as doubles end in up to 52 zero bits, which a product would keep
+    return mix((bits * place).sum(1))
 
 
 def id_key(ids: Tensor | Sequence[str]) -> Tensor:

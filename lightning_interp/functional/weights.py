@@ -94,8 +94,6 @@ def structural(cells: Tensor, sizes: Sequence[int]) -> bool:
     """
     for j in range(cells.shape[1]):
         others, rest = torch.cat([cells[:, :j], cells[:, j + 1 :]], dim=1), [*sizes[:j], *sizes[j + 1 :]]
-        if rest and len(unique_rows(others)[0]) == len(cells) and (
-            math.prod(rest) == len(cells) or structural(others, rest)
-        ):
+        if rest and len(unique_rows(others)[0]) == len(cells) and (math.prod(rest) == len(cells) or structural(others, rest)):
             return True
     return False

@@ -50,6 +50,7 @@ class Membership(NamedTuple):
 
     Attributes:
         second: whether each row is in the second fold, bool `[n]`.
+        rows: per fold, its rows, int64 `[m]`.
         keys: per fold, the groups' keys `[g, p + 2]`.
         member: per fold, the groups of each of its rows besides group 0, int64 `[m, k]`.
         chance: random number by which rows are kept, float64 `[n]`.
@@ -57,6 +58,7 @@ class Membership(NamedTuple):
     """
 
     second: Tensor
+    rows: tuple[Tensor, Tensor]
     keys: tuple[Tensor, Tensor]
     member: tuple[Tensor, Tensor]
     chance: Tensor
@@ -75,10 +77,10 @@ def membership(values: Tensor, key: Tensor, source: Tensor | None, discrete: Seq
     """
     second = uniform(key if source is None else source, seed, FOLD) >= 0.5
     bins = torch.stack([uniform(key, seed, CONTROL + r) * BINS for r in range(CONTROLS)], dim=1).long()
-    keys_a, member_a = _groups(values[~second], bins[~second], discrete)
-    keys_b, member_b = _groups(values[second], bins[second], discrete)
+    rows = (~second).nonzero().flatten(), second.nonzero().flatten()
+    (keys_a, member_a), (keys_b, member_b) = (_groups(values[mine], bins[mine], discrete) for mine in rows)
     chance = uniform(key, seed, KEPT)
-    return Membership(second, (keys_a, keys_b), (member_a, member_b), chance, chance.argsort(stable=True))
+    return Membership(second, rows, (keys_a, keys_b), (member_a, member_b), chance, chance.argsort(stable=True))
 
 
 def _groups(values: Tensor, bins: Tensor, discrete: Sequence[bool]) -> tuple[Tensor, Tensor]:
@@ -152,7 +154,7 @@ class LayerStatistics(Metric):
             return
         m = membership(values, key, source, self.discrete, self.seed) if member is None else member
         x = values[:, self._continuous]
-        for fold, mine in enumerate((~m.second, m.second)):
+        for fold, mine in enumerate(m.rows):
             fresh = (m.keys[fold], moments(h[mine], x[mine], m.member[fold], len(m.keys[fold])))
             held = self._held(fold)
             keys, merged = fresh if held is None else _merge(held, fresh, self.discrete)

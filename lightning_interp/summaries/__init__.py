@@ -6,36 +6,41 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_interp.events import Event
-from lightning_interp.summaries.heatmap import decodability_heatmap as decodability_heatmap
+from lightning_interp.summaries.heatmap import Heatmap as Heatmap
+from lightning_interp.summaries.heatmap import decodability_grid
 from lightning_interp.summaries.layout import layout as layout
 from lightning_interp.summaries.text import equation_text as equation_text
 
 
-def write_layout(writer: Any, variables: Sequence[str], prefix: str = "") -> None:
-    """Write the custom-scalars layout, once per log directory.
+class EventWriter:
+    """Writes events to one `SummaryWriter`; their scalars go through the logger.
 
     Args:
-        writer: a `SummaryWriter`.
+        writer: a `SummaryWriter`, which gets the custom-scalars layout at once.
         variables: their names.
         prefix: that of the logged keys.
     """
-    writer.add_custom_scalars(layout(variables, prefix))
 
+    def __init__(self, writer: Any, variables: Sequence[str], prefix: str = "") -> None:
+        self._writer = writer
+        self._start = f"{prefix}/" if prefix else ""
+        self._heatmap: Heatmap | None = None
+        writer.add_custom_scalars(layout(variables, prefix))
 
-def write_event(writer: Any, event: Event, step: int, prefix: str = "", alarms: Sequence[str] = ()) -> None:
-    """Write an event's text and heat map; its scalars go through the logger.
+    def write(self, event: Event, step: int, alarms: Sequence[str] = ()) -> None:
+        """Write an event's text and heat map.
 
-    Args:
-        writer: a `SummaryWriter`.
-        event: what to write.
-        step: where on the x-axis.
-        prefix: that of the logged keys.
-        alarms: warnings to show beside it.
-    """
-    start = f"{prefix}/" if prefix else ""
-    writer.add_text(f"{start}equation", equation_text(event), step)
-    for alarm in alarms:
-        writer.add_text(f"{start}warning", alarm, step)
-    figure = decodability_heatmap(event)
-    if figure is not None:
-        writer.add_figure(f"{start}decodability", figure, step)
+        Args:
+            event: what to write.
+            step: where on the x-axis.
+            alarms: warnings to show beside it.
+        """
+        self._writer.add_text(f"{self._start}equation", equation_text(event), step)
+        for alarm in alarms:
+            self._writer.add_text(f"{self._start}warning", alarm, step)
+        layers, variables, grid = decodability_grid(event)
+        if not layers:
+            return
+        if self._heatmap is None or (self._heatmap.layers, self._heatmap.variables) != (layers, variables):
+            self._heatmap = Heatmap(layers, variables)
+        self._writer.add_image(f"{self._start}decodability", self._heatmap.draw(grid), step, dataformats="HWC")

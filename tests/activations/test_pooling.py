@@ -76,13 +76,16 @@ def test_vectors_stay(mode):
 
 @pytest.mark.parametrize("shape", [(N,), (N, 2, 2, 2, 2, 2), ()])
 def test_other_shapes_are_an_error_that_shows_them(shape):
-    with pytest.raises(LayerError, match=r"an activation of shape \[.*\] cannot be pooled to \[n, d\]; give `pooling` a function"):
+    with pytest.raises(
+        LayerError, match=r"an activation of shape \[.*\] cannot be pooled to \[n, d\]; give `pooling` a function"
+    ):
         Pooling().pool(random(*shape))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("shape", "module"), [((N, D), None), ((N, T, D), None), ((N, 1, D), None), ((N, D, 4, 4), None), ((N, D, T), nn.Conv1d(1, 1, 1))]
+    ("shape", "module"),
+    [((N, D), None), ((N, T, D), None), ((N, 1, D), None), ((N, D, 4, 4), None), ((N, D, T), nn.Conv1d(1, 1, 1))],
 )
 def test_what_was_pooled_is_no_view_of_the_activation(mode, shape, module):
     a = random(*shape)
@@ -126,7 +129,9 @@ def test_an_unknown_mode_names_the_nearest(mode, near):
 
 
 def test_a_pooling_path_that_leads_nowhere_says_so():
-    with pytest.raises(InterpError, match=r"`pooling='nets:frist_token'`: module 'nets' has no 'frist_token'. Did you mean 'first_token'"):
+    with pytest.raises(
+        InterpError, match=r"`pooling='nets:frist_token'`: module 'nets' has no 'frist_token'. Did you mean 'first_token'"
+    ):
         Pooling("nets:frist_token")
 
 

@@ -68,7 +68,10 @@ def busy() -> Busy:
 
 def state(net: Busy):
     metrics = [
-        ({k: [t.tolist() for t in v] if isinstance(v, list) else v.tolist() for k, v in m.metric_state.items()}, m._update_count)
+        (
+            {k: [t.tolist() for t in v] if isinstance(v, list) else v.tolist() for k, v in m.metric_state.items()},
+            m._update_count,
+        )
         for m in (net.accuracy, net.mean, net.seen)
     ]
     return (

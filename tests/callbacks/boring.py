@@ -25,7 +25,7 @@ TRAIN, VAL = 192, 160  # 12 and 10 batches
 
 
 class Animals(Dataset):
-    """Items {"x", "moo", "grass", "id", "place"}; grass agrees with moo three times in four.
+    """Items {"x", "moo", "grass", "id", "place"}; grass agrees with moo five times in eight.
 
     Args:
         n: items.
@@ -39,7 +39,7 @@ class Animals(Dataset):
         self.augment = augment
         self.id = torch.arange(n)
         self.moo = torch.arange(n) % 2
-        self.grass = torch.where(torch.arange(n) // 2 % 4 == 0, 1 - self.moo, self.moo)
+        self.grass = torch.where(torch.arange(n) // 2 % 8 < 3, 1 - self.moo, self.moo)
         self.x = torch.randn(n, 6, generator=generator).to(dtype)
         self.x[:, 0] += 2 * self.moo - 1
         self.x[:, 1] = 2 * self.grass - 1
@@ -215,13 +215,15 @@ def trainer(*callbacks: Callback, **options: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **options)
 
 
-def fit(*callbacks: Callback, model: Boring | None = None, data: Any = None, **options: Any) -> tuple[Trainer, Boring]:
-    """Train from seed 0."""
+def fit(
+    *callbacks: Callback, model: Any = None, data: Any = None, ckpt_path: str | None = None, **options: Any
+) -> tuple[Trainer, Boring]:
+    """Train from seed 0, which also draws the weights of a `model` that is given as a function."""
     seed_everything(0, verbose=False)
-    model = Boring() if model is None else model
+    if model is None or not isinstance(model, LightningModule):
+        model = Boring() if model is None else model()
     run = trainer(*callbacks, **options)
-    ckpt = options.get("ckpt_path")
-    run.fit(model, datamodule=BoringData() if data is None else data, ckpt_path=ckpt)
+    run.fit(model, datamodule=BoringData() if data is None else data, ckpt_path=ckpt_path)
     return run, model
 
 
