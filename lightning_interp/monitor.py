@@ -5,48 +5,31 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_interp.activations.capture import RootCalls, hooked
-from lightning_interp.activations.pooling import Pooling, tensor_of
-from lightning_interp.activations.quiet import eager
-from lightning_interp.activations.select import Layer, find_module, module_names, select
-from lightning_interp.batches import Inputs, Place, as_tensor, is_text, moved, pick, resolve_place
-from lightning_interp.collection import Collection, Rows, all_finite
-from lightning_interp.errors import InterpError, InterpWarning, LabelError, LayerError, ProbeSetError, nearest
+from lightning_interp.activations.pooling import Pooling
+from lightning_interp.activations.select import module_names
+from lightning_interp.batches import Inputs, Place, moved
+from lightning_interp.collection import Collection
+from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, nearest
 from lightning_interp.events import Event, magnitude_of
 from lightning_interp.functional.contribution import Table
-from lightning_interp.functional.sampling import content_key, id_key
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
-from lightning_interp.passes import Caller, Replay, interventions, own_pass, sensitivities, token_mask
+from lightning_interp.passes import Caller, Replay, interventions, own_pass, sensitivities
 from lightning_interp.processes import gathered, world
+from lightning_interp.reading import Reader
 from lightning_interp.variables import Variable, check_variables
+from lightning_interp.watcher import Watch, Watcher
 
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "intervention")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
 OWN_PASS = {"sensitivity", "intervention"}
 STATE_VERSION = 1
-
-
-@dataclass
-class Watch:
-    """One batch being watched."""
-
-    batch: Any
-    values: Tensor
-    target: Tensor | None
-    key: Tensor
-    source: Tensor | None
-    mask: Tensor | None
-    outputs: list[Tensor] = field(default_factory=list)
-    layers: dict[str, list[Tensor]] = field(default_factory=dict)
-    problem: InterpError | None = None
 
 
 class Monitor:
@@ -117,9 +100,7 @@ class Monitor:
         self.warn_above = warn_above
         self.seed = seed
         self.inputs = Inputs(inputs)
-        self._target = None if target is None else resolve_place(target, "target")
-        self._cluster = None if cluster is None else resolve_place(cluster, "cluster")
-        self._sample_id = None if sample_id is None else resolve_place(sample_id, "sample_id")
+        self._reader = Reader(self.variables, self.inputs, target, cluster, sample_id)
         self.mode = "probe"
         self.window: int | None = None
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -129,10 +110,9 @@ class Monitor:
         self._said: set[str] = set()
         self._ever_committed = False
         self._skipped = 0
-        self._root = RootCalls()
         self._collection = Collection(self._kinds, [], self.max_samples, seed)
         self._replay = Replay(self.max_samples)
-        self.model: nn.Module | None = None
+        self._bound: Watcher | None = None
         if model is not None:
             self.bind(model)
 
@@ -144,10 +124,19 @@ class Monitor:
         Raises:
             LayerError: a layer or the output is no submodule of it.
         """
-        self.model = model
-        self._layers = select(model, self.patterns)
-        self._output = None if self.output is None else find_module(model, self.output, "output")
-        self._collection.names = list(self._layers)
+        self._bound = Watcher(model, self.patterns, self.output, self.pooling, self.say)
+        self._collection.names = list(self._bound.layers)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that is watched, None before `bind`."""
+        return None if self._bound is None else self._bound.model
+
+    @property
+    def _watcher(self) -> Watcher:
+        if self._bound is None:
+            raise InterpError("the Monitor has no model yet; give `model`, or call `bind(model)`.")
+        return self._bound
 
     @property
     def latest(self) -> Event | None:
@@ -164,32 +153,27 @@ class Monitor:
             batch: what the labels are read from, on any device.
             limit: count only so many of its first samples (the rest is a sampler's padding).
         """
-        watch = self._begin(batch)
+        watcher, watch = self._watcher, self._begin(batch)
         if watch is None:
             yield
             return
-        with ExitStack() as stack:
-            if self._output is None:
-                stack.enter_context(self._root.watching(self._bound()))
-            self._hook(stack, watch, root=self._output is None)
+        with watcher.hooks(watch):
             yield
         self._commit(watch, limit)
 
     def run(self, batches: Iterable[Any]) -> None:
         """Run the model on batches of the library's own, quietly, and watch it."""
-        model = self._bound()
-        with own_pass(model, gradients=False):
+        watcher = self._watcher
+        with own_pass(watcher.model, gradients=False):
             for batch in batches:
-                placed = moved(batch, self._device())
+                placed = moved(batch, watcher.device)
                 watch = self._begin(placed)
                 if watch is None:
                     continue
-                with ExitStack() as stack:
-                    self._hook(stack, watch, root=False)
-                    stack.enter_context(self.context())
-                    result = self.inputs.call(model, placed)
-                if self._output is None:
-                    self._read_output(watch, result, None)
+                with watcher.hooks(watch, root=False), self.context():
+                    result = self.inputs.call(watcher.model, placed)
+                if watcher.output is None:
+                    watch.take(result)
                 self._commit(watch, None)
 
     def restart(self) -> None:
@@ -198,104 +182,19 @@ class Monitor:
         self._replay.clear()
         self._skipped = 0
 
-    def _bound(self) -> nn.Module:
-        if self.model is None:
-            raise InterpError("the Monitor has no model yet; give `model`, or call `bind(model)`.")
-        return self.model
-
-    def _device(self) -> torch.device:
-        return next((p.device for p in self._bound().parameters()), torch.device("cpu"))
-
     def _begin(self, batch: Any) -> Watch | None:
         try:
-            return self._read(batch)
+            labels = self._reader.read(batch)
         except Exception as problem:  # a label function is the user's: it may raise anything
             self._bad(problem)
             return None
-
-    def _read(self, batch: Any) -> Watch:
-        columns = []
-        for j, v in enumerate(self.variables):
-            column, names = v.read(batch)
-            columns.append(column)
-            if names:
-                self._collection.level_names.setdefault(j, {}).update(names)
-            if len(column) != len(columns[0]):
-                raise LabelError(
-                    f"`label of '{v.name}'` has {len(column)} values, that of '{self.variables[0].name}' {len(columns[0])}: "
-                    "expected one per sample."
-                )
-        values = torch.stack([c.to(columns[0].device) for c in columns], dim=1)
-        n = len(values)
-        target = self._read_target(batch, n)
-        return Watch(
-            batch, values, target, self._read_key(batch, n), self._read_source(batch, n), token_mask(batch)
-        )  # fmt: skip
-
-    def _read_target(self, batch: Any, n: int) -> Tensor | None:
-        if self._target is None and not (isinstance(batch, (list, tuple)) and len(batch) > 1):
-            return None
-        found = as_tensor(pick(batch, 1 if self._target is None else self._target, "target"), "target")
-        if found.ndim == 0 or len(found) != n:
-            if self._target is None:
-                return None
-            raise LabelError(f"`target={self._target!r}` has shape {list(found.shape)}, expected one per sample, {n}.")
-        return found.clone()
-
-    def _read_key(self, batch: Any, n: int) -> Tensor:
-        if self._sample_id is not None:
-            return self._ids(batch, self._sample_id, "sample_id", n)
-        first = self.inputs.first(batch)
-        if first is None or len(first) != n:
-            raise LabelError(
-                f"`sample_id`: the batch's first input has {'no rows' if first is None else len(first)}, the labels {n}; "
-                "name the samples' ids, or the model's `inputs`."
-            )
-        return content_key(first)
-
-    def _read_source(self, batch: Any, n: int) -> Tensor | None:
-        return None if self._cluster is None else self._ids(batch, self._cluster, "cluster", n)
-
-    def _ids(self, batch: Any, place: Place, argument: str, n: int) -> Tensor:
-        found = pick(batch, place, argument)
-        ids = id_key(found) if is_text(found) else id_key(as_tensor(found, argument))
-        if len(ids) != n:
-            raise LabelError(f"`{argument}={place!r}` has {len(ids)} values, expected one per sample, {n}.")
-        return ids
-
-    def _hook(self, stack: ExitStack, watch: Watch, root: bool) -> None:
-        model = self._bound()
-        stack.enter_context(eager(model))
-
-        def read_layer(name: str, layer: Layer, output: Any) -> None:
-            a = tensor_of(output, layer.key)
-            if a is None:
-                return
-            try:
-                pooled = self.pooling.pool(a.detach(), layer.module, watch.mask)
-                watch.layers.setdefault(name, []).append(pooled)
-            except LayerError as problem:
-                watch.problem = LayerError(f"layer '{name}': {problem}")
-
-        def read_output(name: str, layer: Layer, output: Any) -> None:
-            if not self._root.wrapping:
-                self._read_output(watch, output, layer.key)
-
-        stack.enter_context(hooked(self._layers, read_layer))
-        if root:
-            stack.enter_context(hooked({"": Layer(model, None, True)}, read_output))
-        elif self._output is not None:
-            stack.enter_context(hooked({self.output or "": self._output}, read_output))
-
-    @staticmethod
-    def _read_output(watch: Watch, output: Any, key: str | None) -> None:
-        found = tensor_of(output, key or ("logits" if isinstance(output, Mapping) and "logits" in output else None))
-        if found is not None:
-            watch.outputs.append(found.detach().clone())
+        for j, names in labels.level_names.items():
+            self._collection.level_names.setdefault(j, {}).update(names)
+        return Watch(batch, labels)
 
     def _commit(self, watch: Watch, limit: int | None) -> None:
         try:
-            rows = self._rows(watch, limit)
+            rows = self._watcher.rows(watch, limit)
         except InterpError as problem:
             self._bad(problem)
             return
@@ -304,49 +203,6 @@ class Monitor:
         if OWN_PASS & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])
             self._replay.add(watch.batch, len(rows.values), self.window)
-
-    def _rows(self, watch: Watch, limit: int | None) -> Rows:
-        if watch.problem is not None:
-            raise watch.problem
-        n = len(watch.values)
-        output = self._last(watch.outputs, n, self.output or "the model's forward", named=True)
-        if output is None:
-            raise self._no_output()
-        layers = {}
-        for name, calls in watch.layers.items():
-            found = self._last(calls, n, name, self._layers[name].named)
-            if found is not None:
-                layers[name] = found
-        if output.ndim > 2 or not output.is_floating_point():
-            raise LayerError(
-                f"`output={self.output!r}` gives {output.dtype} of shape {list(output.shape)}, expected floating [n] or [n, c]."
-                + self._likely_outputs()
-            )
-        keep = torch.isfinite(watch.values).all(1)
-        if limit is not None:
-            keep[limit:] = False
-        finite = all_finite(output, layers)
-        return Rows(watch.values, output, watch.target, watch.key, watch.source, layers, keep, finite)
-
-    def _last(self, calls: list[Tensor], n: int, name: str, named: bool) -> Tensor | None:
-        fitting = [c for c in calls if c.ndim and len(c) == n]
-        if len(fitting) > 1:
-            self.say(f"'{name}' ran {len(fitting)} times in one step: its last call counts")
-        if calls and not fitting and named:
-            raise LayerError(f"'{name}' gives {len(calls[-1]) if calls[-1].ndim else 'no'} rows, the labels have {n}.")
-        return fitting[-1] if fitting else None
-
-    def _no_output(self) -> LayerError:
-        if self.output is None:
-            return LayerError(
-                "`output=None` explains the result of the model's own forward, which did not run in the step."
-                + self._likely_outputs()
-            )
-        return LayerError(f"`output={self.output!r}` did not run in the step.{self._likely_outputs()}")
-
-    def _likely_outputs(self) -> str:
-        likely = [name for name, m in module_names(self._bound()).items() if name and isinstance(m, nn.Linear)]
-        return f" Likely modules: {', '.join(repr(name) for name in likely[-3:])}." if likely else ""
 
     def _bad(self, problem: Exception) -> None:
         """A batch that cannot be used: an error while nothing ever worked, later it is left out, counted, and said once."""
@@ -436,11 +292,11 @@ class Monitor:
             task or "binary",
             self.weights,
             self.interactions,
-            self._cluster is not None,
+            self._reader.cluster is not None,
         )
 
     def _layer_results(self, eq: Equation, notes: list[str]) -> dict[str, LayerResult]:
-        if not self._layers:
+        if not self._watcher.layers:
             return {}
         kinds = {f.name: f for f in eq.design.factors}
         discrete = [v.name not in kinds or kinds[v.name].discrete for v in self.variables]
@@ -462,12 +318,12 @@ class Monitor:
         return out
 
     def _check_ran(self, summaries: Mapping[str, Any], notes: list[str]) -> None:
-        for name, layer in self._layers.items():
+        for name, layer in self._watcher.layers.items():
             if name in summaries:
                 continue
             text = f"layer '{name}' never ran in a watched step, or returned no tensor with one row per sample"
             if layer.named and not self.history:
-                ran = nearest(name, [n for n in module_names(self._bound()) if n and n != name])
+                ran = nearest(name, [n for n in module_names(self._watcher.model) if n and n != name])
                 raise LayerError(f"`layers`: {text}.{ran}")
             notes.append(text)
 
@@ -482,9 +338,9 @@ class Monitor:
         if not OWN_PASS & set(self.measures):
             return event
         notes += [n for n in (self._replay.note(),) if n]
-        caller = Caller(self._bound(), self.inputs, self._output, self.pooling, "attention_mask", self.context)
+        caller = Caller(self._watcher.model, self.inputs, self._watcher.output, self.pooling, self.context)
         if "sensitivity" in self.measures:
-            found = sensitivities(caller, self._layers, results, eq, self._replay)
+            found = sensitivities(caller, self._watcher.layers, results, eq, self._replay)
             event = replace(event, sensitivity=found)
             if results and not self.pooling.liftable:
                 notes.append("sensitivity withheld: it is not defined for a pooling function")
@@ -492,8 +348,7 @@ class Monitor:
             effect, said = interventions(
                 caller,
                 self.variables,
-                lambda batch: torch.stack([v.read(batch)[0] for v in self.variables], 1),
-                lambda batch, n: self._read_source(batch, n),
+                self._reader,
                 eq,
                 self._replay,
             )

@@ -17,6 +17,8 @@ ORDER = [
     "loaders",
     "layers",
     "measurement",
+    "watcher",
+    "reading",
     "collection",
     "metrics",
     "activations",

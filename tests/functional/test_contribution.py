@@ -52,7 +52,7 @@ def with_intercept(z: np.ndarray) -> np.ndarray:
 
 
 def loop_of_hc2(z, o, w, cell, contrast):
-    """b, var and df of one contrast, sample by sample, as the design's formulas read."""
+    """b, var and Welch's df over cells of one contrast, sample by sample, as the design's formulas read."""
     x = with_intercept(z)
     bread = np.linalg.inv(sum(w[i] * np.outer(x[i], x[i]) for i in range(len(x))))
     moment = sum(w[i] * np.outer(x[i], o[i]) for i in range(len(x)))
@@ -66,6 +66,16 @@ def loop_of_hc2(z, o, w, cell, contrast):
     total = sum(sum(s) for s in squares.values())
     df = total**2 / sum(sum(s) ** 2 / max(len(s) - 1, 0.5) for s in squares.values())
     return contrast @ b, variance, max(df, 1.0)
+
+
+def dense_bell_mccaffrey(z, w, contrast):
+    """Satterthwaite's degrees of freedom of Σ a e² under equal variances, by n × n matrices."""
+    x = with_intercept(z)
+    projection = np.linalg.inv(x.T @ np.diag(w) @ x) @ x.T @ np.diag(w)
+    residual_maker = np.eye(len(x)) - x @ projection
+    covariance = residual_maker @ residual_maker.T
+    a = (contrast @ projection) ** 2 / np.diag(residual_maker)
+    return (a @ np.diag(covariance)) ** 2 / (a @ covariance**2 @ a)
 
 
 def dense_cr2(z, o, w, cell, source, contrast):
@@ -98,13 +108,48 @@ def test_coefficients_and_hc2_intervals_are_those_of_a_loop_over_samples(seed, c
     contrast = np.random.default_rng(seed).normal(size=(2, 1 + q))
     got = effects(fit(torch.tensor(z), plain_table(z, o), weights_of(w, cell)), torch.tensor(contrast))
     for k in range(2):
-        value, variance, df = loop_of_hc2(z, o, w, cell, contrast[k])
+        value, variance, welch = loop_of_hc2(z, o, w, cell, contrast[k])
+        df = max(1.0, min(welch, dense_bell_mccaffrey(z, w, contrast[k])))
         np.testing.assert_allclose(got.value[k], value, rtol=1e-9, atol=1e-11)
         np.testing.assert_allclose(got.se[k], np.sqrt(variance), rtol=1e-9)
         np.testing.assert_allclose(got.df[k], df, rtol=1e-9)
         half = stats.t.ppf(0.975, df) * np.sqrt(variance)
         np.testing.assert_allclose(got.low[k], value - half, rtol=1e-8, atol=1e-10)
         np.testing.assert_allclose(got.high[k], value + half, rtol=1e-8, atol=1e-10)
+
+
+@given(SEEDS, st.integers(2, 4), st.sampled_from([12, 60]))
+def test_degrees_of_freedom_in_one_cell_are_bell_and_mccaffreys(seed, q, n):
+    # There Welch's are n − 1, and Bell & McCaffrey's at most the rank n − q − 1 of the residuals.
+    z, o, _, _, _ = sample(seed, n=n, q=q)
+    rng = np.random.default_rng(seed)
+    w, contrast = rng.uniform(0.01, 3, n), rng.normal(size=(3, 1 + q))
+    fitted = fit(torch.tensor(z), plain_table(z, o), weights_of(w, np.zeros(n, int)))
+    expected = [max(1.0, dense_bell_mccaffrey(z, w, k)) for k in contrast]
+    np.testing.assert_allclose(fitted.degrees_of_freedom(torch.tensor(contrast)), expected, rtol=1e-8)
+    assert max(expected) <= n - q - 1 + 1e-6
+
+
+@given(SEEDS, st.integers(1, 4))
+def test_bell_and_mccaffreys_degrees_of_freedom_of_grouped_rows_are_those_of_single_ones(seed, levels):
+    rng = np.random.default_rng(seed)
+    z = np.column_stack([rng.integers(0, 2, 70), rng.integers(0, 1 + levels, 70)]).astype(float)
+    z[:2], z[2:4] = [[0, 0], [1, 1]], [[0, 1], [1, 0]]
+    o, w = rng.normal(size=(70, 1)), rng.uniform(0.1, 2, (2, 1 + levels))
+    rows = table(torch.tensor(z), torch.tensor(o))
+    assert rows.count.max() > 1
+    a, b = rows.values.long().T.numpy()
+    few = fit(rows.values, rows, weights_of(w[a, b], np.zeros(len(a), int)))
+    each, contrast = w[z[:, 0].astype(int), z[:, 1].astype(int)], rng.normal(size=(3, 3))
+    expected = [dense_bell_mccaffrey(z, each, k) for k in contrast]
+    np.testing.assert_allclose(few.degrees_of_freedom(torch.tensor(contrast)), expected, rtol=1e-8)
+
+
+def test_the_slope_of_a_skewed_variable_has_fewer_degrees_of_freedom_than_its_cells_tell():
+    x = np.random.default_rng(0).exponential(size=(100, 1)) ** 2
+    rows = plain_table(x, np.zeros((100, 1)))
+    fitted = fit(torch.tensor(x), rows, weights_of(np.full(100, 0.01), np.zeros(100, int)))
+    assert float(fitted.degrees_of_freedom(torch.tensor([[0.0, 1.0]]).double())) < 20
 
 
 @given(SEEDS, st.sampled_from([5, 15, 60]))
@@ -122,14 +167,18 @@ def test_clustered_intervals_are_those_of_dense_matrix_square_roots(seed, source
         np.testing.assert_allclose(df[k], expected_df, rtol=1e-9)
 
 
-def test_sources_of_one_sample_each_give_the_unclustered_interval():
-    z, o, w, cell, _ = sample(7)
+@given(SEEDS)
+def test_sources_of_one_sample_each_give_the_unclustered_standard_error_and_welchs_degrees_of_freedom(seed):
+    z, o, w, cell, _ = sample(seed)
     contrast = torch.eye(4, dtype=torch.float64)
     alone = effects(fit(torch.tensor(z), plain_table(z, o), weights_of(w, cell)), contrast)
-    rows = plain_table(z, o, np.random.default_rng(0).permutation(60))
+    rows = plain_table(z, o, np.random.default_rng(seed).permutation(60))
     sourced = effects(fit(torch.tensor(z), rows, weights_of(w, cell), clustered=True), contrast)
-    for a, b in zip(alone[:6], sourced[:6]):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sourced.value, alone.value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sourced.se, alone.se, rtol=1e-9, atol=1e-12, equal_nan=True)
+    welch = [loop_of_hc2(z, o, w, cell, k)[2] for k in contrast.numpy()]
+    np.testing.assert_allclose(sourced.df[:, 0], welch, rtol=1e-9)
+    assert (alone.df <= sourced.df + 1e-9).all()
 
 
 @given(SEEDS, st.booleans())
@@ -325,8 +374,18 @@ def test_a_small_cell_is_noted_and_a_single_sample_withholds(sizes, note):
         assert bool(x.isnan().all()) == withheld
 
 
-def test_a_cell_of_one_sample_withholds_also_among_many_cells():
-    assert interval_note(fit_of_cells([3] * MAX_CELLS + [1])).startswith("withheld")
+def test_a_cell_of_one_sample_withholds_only_where_the_cells_are_few_enough_to_be_balanced():
+    assert interval_note(fit_of_cells([3] * (MAX_CELLS - 1) + [1])).startswith("withheld")
+    many = fit_of_cells([3] * MAX_CELLS + [1])
+    assert interval_note(many) == "few: the smallest cell has 1 samples"
+    assert effects(many, torch.eye(2, dtype=torch.float64)).low.isfinite().all()
+    assert interval_note(fit_of_cells([5] * (MAX_CELLS + 1))) is None
+
+
+def test_many_cells_of_one_source_each_do_not_withhold_either():
+    source = np.arange(2 * MAX_CELLS + 2) // 2
+    assert interval_note(fit_of_cells([2] * (MAX_CELLS + 1), source)) == "few: the smallest cell has 1 sources"
+    assert interval_note(fit_of_cells([2] * MAX_CELLS, source[: 2 * MAX_CELLS])).startswith("withheld")
 
 
 def test_clustered_intervals_count_sources_not_samples():

@@ -147,6 +147,13 @@ def test_drift_is_one_minus_the_mean_cosine_of_known_angles(a, b, seed):
     assert drift(torch.tensor(q[[0, 2]]), torch.tensor(turned)) == pytest.approx(expected, abs=1e-9)
 
 
+def test_drift_from_a_subspace_to_one_that_holds_it_counts_the_dimensions_that_are_new():
+    q = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    line = torch.stack([q[0], 2 * q[0]])
+    assert drift(q[:2], line) == pytest.approx(0.5, abs=1e-9)
+    assert drift(line, q[:2]) == pytest.approx(0.5, abs=1e-9)
+
+
 def test_drift_from_nothing_is_unknown():
     assert np.isnan(drift(torch.zeros(1, 3), torch.ones(1, 3)))
     assert np.isnan(drift(torch.ones(2, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])))

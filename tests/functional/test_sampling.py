@@ -108,9 +108,11 @@ def test_zero_padding_leaves_the_content_key_alone(length, padding, seed):
     assert torch.equal(content_key(torch.nn.functional.pad(tokens, (0, padding))), content_key(tokens))
 
 
-def test_zero_padding_leaves_a_long_samples_content_key_alone():
-    x = rows(4, 1_000, torch.float32)
-    assert torch.equal(content_key(torch.nn.functional.pad(x, (0, 100))), content_key(x))
+@pytest.mark.parametrize("length", [1_000, 1_024, 1_030, 5_000])
+@pytest.mark.parametrize("padding", [1, 100, 3_000])
+def test_zero_padding_leaves_a_long_samples_content_key_alone(length, padding):
+    x = rows(4, length, torch.float32)
+    assert torch.equal(content_key(torch.nn.functional.pad(x, (0, padding))), content_key(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.bool])

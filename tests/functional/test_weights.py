@@ -1,5 +1,9 @@
 """Balanced weights: what they make equal, and when they are refused."""
 
+from itertools import combinations
+from math import prod
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -97,10 +101,33 @@ def test_cells_that_a_function_of_another_variable_empties_do_not_matter():
 
 
 def test_structural_means_that_some_variable_is_a_function_of_the_others():
-    assert structural(torch.tensor([[0, 0], [1, 0], [2, 1]]))
-    assert structural(torch.tensor([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]))
-    assert not structural(torch.tensor([[0, 0], [0, 1], [1, 0]]))
-    assert not structural(torch.tensor([[0], [1]]))
+    assert structural(torch.tensor([[0, 0], [1, 0], [2, 1]]), [3, 2])
+    assert structural(torch.tensor([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]), [2, 2, 2])
+    assert not structural(torch.tensor([[0, 0], [0, 1], [1, 0]]), [2, 2])
+    assert not structural(torch.tensor([[0], [1]]), [3])
+
+
+def fills_some_variables(cells: np.ndarray, sizes: list[int]) -> bool:
+    """Whether some of the variables tell the cells apart and leave none of their own cells empty."""
+    for k in range(1, len(sizes)):
+        for some in combinations(range(len(sizes)), k):
+            if len(np.unique(cells[:, some], axis=0)) == len(cells) == prod(sizes[j] for j in some):
+                return True
+    return False
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.booleans())
+def test_structural_agrees_with_a_search_over_all_sets_of_variables(seed, variables, derived):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 4, variables).tolist()
+    cells = np.array(list(np.ndindex(*sizes)))
+    if derived:  # a function of the others
+        lookup = rng.permutation(np.arange(len(cells)) % 3)
+        cells, sizes = np.column_stack([cells, lookup]), [*sizes, len(np.unique(lookup))]
+    if rng.random() < 0.5:  # cells that are empty by chance
+        cells = cells[rng.random(len(cells)) < 0.8]
+    if len(cells):
+        assert structural(torch.tensor(cells), sizes) == fills_some_variables(cells, sizes)
 
 
 def test_a_cell_that_is_empty_by_chance_is_refused_also_beside_structural_ones():

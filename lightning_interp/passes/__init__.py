@@ -1,0 +1,7 @@
+"""Passes of the library's own: the model run again on kept batches, for gradients and for interventions."""
+
+from lightning_interp.passes.intervention import interventions as interventions
+from lightning_interp.passes.replay import Caller as Caller
+from lightning_interp.passes.replay import Replay as Replay
+from lightning_interp.passes.replay import own_pass as own_pass
+from lightning_interp.passes.sensitivity import sensitivities as sensitivities

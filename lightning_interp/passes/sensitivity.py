@@ -1,0 +1,185 @@
+"""The pass for sensitivities: one backward pass per output serves all layers and variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_interp.activations.capture import hooked
+from lightning_interp.activations.pooling import tensor_of
+from lightning_interp.activations.select import Layer
+from lightning_interp.events import Sensitivity
+from lightning_interp.functional.coding import Factor
+from lightning_interp.functional.contribution import RankError, fit, table
+from lightning_interp.functional.outputs import explain_output
+from lightning_interp.functional.sensitivity import Test, derivative, derivative_test, holm, tcav
+from lightning_interp.functional.weights import sample_weights
+from lightning_interp.layers import LayerResult
+from lightning_interp.measurement import Equation
+from lightning_interp.passes.replay import Caller, Replay, own_pass, placed
+from lightning_interp.processes import gathered
+from lightning_interp.reading import token_mask
+
+
+class _Gradients:
+    """Sums over samples of a layer's gradients, and how many are positive along each direction."""
+
+    def __init__(self, directions: Tensor) -> None:
+        self.directions = directions
+        self.n = 0.0
+        self.total: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+        self.positive: Tensor | float = 0.0
+
+    def add(self, g: Tensor) -> None:
+        """Add gradients `[c, n, d]`."""
+        g = g.detach().double().cpu()
+        self.n += g.shape[1]
+        self.total = self.total + g.sum(1)
+        self.square = self.square + (g**2).sum((1, 2))
+        self.positive = self.positive + torch.stack([tcav(one, self.directions) * len(one) for one in g])
+
+    def merged(self) -> _Gradients:
+        """The sums over all processes."""
+        out = _Gradients(self.directions)
+        for n, total, square, positive in gathered((self.n, self.total, self.square, self.positive)):
+            if n:
+                out.n += n
+                out.total, out.square = out.total + total, out.square + square
+                out.positive = out.positive + positive
+        return out
+
+    def all_equal(self) -> bool:
+        """Whether every sample has the same gradient, as under a linear head."""
+        mean = torch.as_tensor(self.total) / self.n
+        spread = torch.as_tensor(self.square) / self.n - (mean**2).sum(1)
+        return bool((spread <= 1e-10 * torch.as_tensor(self.square) / self.n).all())
+
+
+def sensitivities(
+    caller: Caller,
+    layers: Mapping[str, Layer],
+    results: Mapping[str, LayerResult],
+    eq: Equation,
+    replay: Replay,
+) -> dict[str, dict[str, dict[str, Sensitivity]]]:
+    """The derivative of the output along every variable's direction at every layer: one backward pass per output.
+
+    Args:
+        caller: how the model is called.
+        layers: {name: Layer}.
+        results: {name: directions and statistics}.
+        eq: the event's equation.
+        replay: the batches to run.
+
+    Returns:
+        {layer: {variable: {class or level: Sensitivity}}}.
+    """
+    rows = {f.name: f.contrasts() for f in eq.design.factors}
+    known = {n: r for n, r in results.items() if r.directions and n in layers}
+    if not known or eq.fit is None or not caller.pooling.liftable:
+        return {}
+    stacks = {n: torch.cat([rows[v] @ d for v, d in r.directions.items()]) for n, r in known.items()}
+    sums = {n: _Gradients(stacks[n]) for n in known}
+    with own_pass(caller.model, gradients=True):
+        for batch in replay.batches:
+            for name, g in _batch_gradients(caller, {n: layers[n] for n in known}, batch, eq.task).items():
+                sums[name].add(g)
+    found = {n: s.merged() for n, s in sums.items()}
+    return _tested(eq, known, stacks, {n: s for n, s in found.items() if s.n})
+
+
+def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, task: str) -> dict[str, Tensor]:
+    steps: dict[str, Tensor] = {}
+    batch = placed(batch, caller.device())
+    mask = token_mask(batch)
+
+    def nudge(name: str, layer: Layer, output: Any) -> Any:
+        # A zero step is added to the activation: its gradient is the pooled gradient, safe under in-place layers after it.
+        a = tensor_of(output, layer.key)
+        if a is None or not a.is_floating_point():
+            return None
+        d = caller.pooling.pool(a.detach(), layer.module, mask).shape[1]
+        steps[name] = torch.zeros(len(a), d, device=a.device, requires_grad=True)
+        return _replaced(output, a, a + caller.pooling.lift(steps[name], a, layer.module, mask))
+
+    with hooked(layers, nudge):
+        raw = caller.run(batch)
+    o = explain_output(raw, None, task).output
+    names = list(steps)
+    out: dict[str, list[Tensor]] = {n: [] for n in names}
+    for k in range(o.shape[1]):
+        got = torch.autograd.grad(o[:, k].sum(), [steps[n] for n in names], retain_graph=k + 1 < o.shape[1], allow_unused=True)
+        for n, g in zip(names, got):
+            out[n].append(torch.zeros_like(steps[n]) if g is None else g)
+    return {n: torch.stack(g) for n, g in out.items()}
+
+
+def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    if output is old:
+        return new
+    if isinstance(output, tuple) and not hasattr(output, "_fields"):
+        return tuple(_replaced(part, old, new) for part in output)
+    if isinstance(output, list):
+        return [_replaced(part, old, new) for part in output]
+    if isinstance(output, Mapping):
+        copied = type(output)(output)  # type: ignore[call-arg]
+        for key in output:
+            if output[key] is old:
+                copied[key] = new  # type: ignore[index]
+        return copied
+    return output
+
+
+def _tested(
+    eq: Equation, results: Mapping[str, LayerResult], stacks: Mapping[str, Tensor], sums: Mapping[str, _Gradients]
+) -> dict[str, dict[str, dict[str, Sensitivity]]]:
+    values, tests = {}, {}
+    for name, s in sums.items():
+        mean = torch.as_tensor(s.total) / s.n
+        values[name] = derivative(mean, stacks[name])
+        tests[name] = _test(eq, results[name], mean, values[name])
+    if not values:
+        return {}
+    adjusted = holm(torch.cat([t.p.flatten() for t in tests.values()])).split([t.p.numel() for t in tests.values()])
+    out: dict[str, dict[str, dict[str, Sensitivity]]] = {}
+    for (name, s), p in zip(sums.items(), adjusted):
+        note = "all gradients are equal: the TCAV score is 0 or 1 for any direction" if s.all_equal() else None
+        share = torch.as_tensor(s.positive).T / s.n  # [m, c]
+        out[name] = _split(eq.design.factors, values[name], tests[name].z, p.view_as(values[name]), share, note)
+    return out
+
+
+def _test(eq: Equation, result: LayerResult, gradient: Tensor, value: Tensor) -> Test:
+    """Fit the equation to the kept rows' projections on the gradient: its intervals are those of the derivative."""
+    layer = result.summary
+    rows = table(layer.kept_values, layer.kept @ gradient.T, layer.kept_source)
+    weights = sample_weights(eq.design, rows.values, rows.count, eq.weights.mode)
+    lift = torch.block_diag(*(f.contrasts() for f in eq.design.factors))
+    try:
+        fitted = fit(eq.design.encode(rows.values), rows, weights, eq.clustered)
+    except RankError:
+        nan = torch.full_like(value, math.nan)
+        return Test(nan, nan)
+    return derivative_test(value, fitted, torch.cat([torch.zeros(len(lift), 1, dtype=torch.float64), lift], 1), eq.n)
+
+
+def _split(
+    factors: Sequence[Factor], value: Tensor, z: Tensor, p: Tensor, share: Tensor, note: str | None
+) -> dict[str, dict[str, Sensitivity]]:
+    out: dict[str, dict[str, Sensitivity]] = {}
+    at, classes = 0, value.shape[1]
+    for f in factors:
+        out[f.name] = {}
+        for i in range(len(f.contrasts())):
+            for k in range(classes):
+                parts = ([f.labels[i]] if f.kind == "categorical" else []) + ([str(k)] if classes > 1 else [])
+                numbers = (float(x[at, k]) for x in (value, z, p, share))
+                v, zz, pp, tt = (x if math.isfinite(x) else None for x in numbers)
+                out[f.name][",".join(parts)] = Sensitivity(v, zz, pp, tt, note)
+            at += 1
+    return out

@@ -1,0 +1,157 @@
+"""`Watcher`: hooks a model while it runs on a batch, and makes rows of what its layers and its output gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_interp.activations.capture import RootCalls, hooked
+from lightning_interp.activations.pooling import Pooling, tensor_of
+from lightning_interp.activations.quiet import eager
+from lightning_interp.activations.select import Layer, find_module, module_names, select
+from lightning_interp.collection import Rows, all_finite
+from lightning_interp.errors import InterpError, LayerError
+from lightning_interp.reading import Labels
+
+
+@dataclass
+class Watch:
+    """One batch being watched.
+
+    Attributes:
+        batch: the batch.
+        labels: what was read from it.
+        outputs: the raw output of every call.
+        layers: {layer: its pooled activation of every call}.
+        problem: what went wrong in a hook, told when the batch is done: the user's forward must not feel it.
+    """
+
+    batch: Any
+    labels: Labels
+    outputs: list[Tensor] = field(default_factory=list)
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+    problem: Exception | None = None
+
+    def take(self, output: Any, key: str | None = None) -> None:
+        """Take in the output of a call."""
+        found = tensor_of(output, key or ("logits" if isinstance(output, Mapping) and "logits" in output else None))
+        if found is not None:
+            self.outputs.append(found.detach().clone())
+
+
+class Watcher:
+    """Hooks one model.
+
+    Args:
+        model: the model.
+        patterns: names or globs of the layers to read.
+        output: the module whose output is explained; None: the model's own forward.
+        pooling: how activations become vectors.
+        say: told of what is worth a warning.
+
+    Raises:
+        LayerError: a layer or the output is no submodule.
+    """
+
+    def __init__(
+        self, model: nn.Module, patterns: Sequence[str], output: str | None, pooling: Pooling, say: Callable[[str], None]
+    ) -> None:
+        self.model = model
+        self.layers = select(model, patterns)
+        self.output = None if output is None else find_module(model, output, "output")
+        self._output_name = output
+        self._pooling = pooling
+        self._say = say
+        self._root = RootCalls()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @contextmanager
+    def hooks(self, watch: Watch, root: bool = True) -> Iterator[None]:
+        """Read layers and output while inside.
+
+        Args:
+            watch: where to.
+            root: whether, without an `output` module, the model's own forward is read.
+        """
+
+        def read_layer(name: str, layer: Layer, output: Any) -> None:
+            a = tensor_of(output, layer.key)
+            if a is None:
+                return
+            try:
+                pooled = self._pooling.pool(a.detach(), layer.module, watch.labels.mask)
+                watch.layers.setdefault(name, []).append(pooled)
+            except Exception as problem:  # a pooling function is the user's: it may raise anything
+                watch.problem = LayerError(f"layer '{name}': {problem}")
+
+        def read_output(name: str, layer: Layer, output: Any) -> None:
+            if not self._root.wrapping:
+                watch.take(output, layer.key)
+
+        with ExitStack() as stack:
+            stack.enter_context(eager(self.model))
+            stack.enter_context(hooked(self.layers, read_layer))
+            if self.output is not None:
+                stack.enter_context(hooked({"output": self.output}, read_output))
+            elif root:
+                stack.enter_context(self._root.watching(self.model))
+                stack.enter_context(hooked({"output": Layer(self.model, None, True)}, read_output))
+            yield
+
+    def rows(self, watch: Watch, limit: int | None) -> Rows:
+        """What a batch gave, one row per sample.
+
+        Args:
+            watch: the batch.
+            limit: count only so many of its first samples.
+
+        Raises:
+            LayerError: the output did not run, or labels, output and named layers do not agree in number.
+        """
+        if watch.problem is not None:
+            raise watch.problem
+        labels, n = watch.labels, len(watch.labels.values)
+        output = self._last(watch.outputs, n, self._output_name or "the model's forward", named=True)
+        if output is None:
+            raise self._no_output()
+        if output.ndim > 2 or not output.is_floating_point():
+            raise LayerError(
+                f"`output={self._output_name!r}` gives {output.dtype} of shape {list(output.shape)}, expected floating "
+                f"[n] or [n, c].{self._likely_outputs()}"
+            )
+        found = ((name, self._last(calls, n, name, self.layers[name].named)) for name, calls in watch.layers.items())
+        layers = {name: h for name, h in found if h is not None}
+        keep = torch.isfinite(labels.values).all(1)
+        if limit is not None:
+            keep[limit:] = False
+        finite = all_finite(output, layers)
+        return Rows(labels.values, output, labels.target, labels.key, labels.source, layers, keep, finite)
+
+    def _last(self, calls: list[Tensor], n: int, name: str, named: bool) -> Tensor | None:
+        fitting = [c for c in calls if c.ndim and len(c) == n]
+        if len(fitting) > 1:
+            self._say(f"'{name}' ran {len(fitting)} times in one step: its last call counts")
+        if calls and not fitting and named:
+            raise LayerError(f"'{name}' gives {len(calls[-1]) if calls[-1].ndim else 'no'} rows, the labels have {n}.")
+        return fitting[-1] if fitting else None
+
+    def _no_output(self) -> InterpError:
+        if self._output_name is None:
+            return LayerError(
+                "`output=None` explains the result of the model's own forward, which did not run in the step."
+                + self._likely_outputs()
+            )
+        return LayerError(f"`output={self._output_name!r}` did not run in the step.{self._likely_outputs()}")
+
+    def _likely_outputs(self) -> str:
+        likely = [name for name, m in module_names(self.model).items() if name and isinstance(m, nn.Linear)]
+        return f" Likely modules: {', '.join(repr(name) for name in likely[-3:])}." if likely else ""

@@ -1,0 +1,186 @@
+"""`ConceptMonitor` from YAML through LightningCLI: what is written is what is built, and a slip is named."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from callbacks import boring
+from callbacks.boring import BATCH, Boring, BoringData
+
+from lightning_interp import Concept, ConceptMonitor, Confounder
+
+pytest.importorskip("jsonargparse")
+cli = pytest.importorskip("lightning.pytorch.cli")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning 2.6 with jsonargparse 4.53
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
+]
+
+MONITOR = """
+    - class_path: lightning_interp.ConceptMonitor
+      init_args:
+        variables:
+          - class_path: lightning_interp.Concept
+            init_args: {name: moo}
+          - class_path: lightning_interp.Confounder
+            init_args:
+              name: grass
+              label: callbacks.boring:grass_of
+              kind: binary
+              intervention: callbacks.boring:swap_grass
+        layers: [encoder.*]
+        output: head
+        target: moo
+        inputs: x
+        measures: [contribution, groups, intervention]
+        pooling: callbacks.boring:first_column
+        warn_above: 1.0
+"""
+START = """
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+  callbacks:"""
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments_of_pytest(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fit"])  # else the command line warns of them
+
+
+def build(text: str, folder: Path, *arguments: str, run: bool = False) -> cli.LightningCLI:
+    """The command line, with the YAML in a file; `run` fits."""
+    path = folder / "run.yaml"
+    path.write_text("seed_everything: false\n" + text)
+    args = [*(["fit"] if run else []), "--config", str(path), *arguments]
+    return cli.LightningCLI(Boring, BoringData, args=args, run=run, save_config_callback=None)
+
+
+def monitors(made: cli.LightningCLI) -> list[ConceptMonitor]:
+    return [c for c in made.trainer.callbacks if isinstance(c, ConceptMonitor)]
+
+
+def settings(m: ConceptMonitor) -> dict:
+    """All that was set, by value."""
+    inner = m.monitor
+    names = ("patterns", "output", "measures", "weights", "interactions", "max_samples", "max_events", "warn_above", "seed")
+    return {
+        "variables": [(type(v), v.name, v.label, v.kind, v.intervention) for v in inner.variables],
+        **{name: getattr(inner, name) for name in names},
+        **{name: getattr(m, name) for name in ("data", "dataloader_idx", "prefix", "schedule")},
+        "pooling": inner.pooling.mode,
+        "inputs": inner.inputs.place,
+    }
+
+
+def test_variables_by_class_path_are_what_the_yaml_says(tmp_path):
+    (found,) = monitors(build(START + MONITOR, tmp_path))
+    moo, grass = found.monitor.variables
+    assert (type(moo), type(grass)) == (Concept, Confounder)
+    assert (moo.name, moo.label, moo.should_matter) == ("moo", "moo", True)
+    assert (grass.name, grass.kind, grass.should_matter) == ("grass", "binary", False)
+    assert found.monitor.patterns == ["encoder.*"]
+    assert found.monitor.measures == ("contribution", "groups", "intervention")
+
+
+def test_short_class_names_are_built_right_too(tmp_path):
+    text = MONITOR.replace("lightning_interp.ConceptMonitor", "ConceptMonitor")
+    text = text.replace("lightning_interp.Concept\n", "Concept\n").replace("lightning_interp.Confounder", "Confounder")
+    assert "lightning_interp" not in text
+    (found,) = monitors(build(START + text, tmp_path))
+    assert [type(v) for v in found.monitor.variables] == [Concept, Confounder]
+
+
+def test_functions_are_named_by_import_path(tmp_path):
+    (found,) = monitors(build(START + MONITOR, tmp_path))
+    batch = boring.probe_batch(8)
+    grass = found.monitor.variables[1]
+    assert torch.equal(grass.read(batch)[0], batch["grass"].double())
+    assert torch.equal(grass.intervened(batch)["grass"], 1 - batch["grass"])
+    a = torch.arange(6.0).view(2, 3)
+    assert torch.equal(found.monitor.pooling.pool(a), a[:, :1])
+
+
+def test_a_fit_from_yaml_measures(tmp_path):
+    made = build(START + MONITOR, tmp_path, run=True)
+    (found,) = monitors(made)
+    assert found.latest.n == boring.VAL
+    assert found.latest.intervention["grass"].value is not None
+    assert "contribution/grass" in made.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("way", ["init_args.", ""], ids=["with init_args", "without"])
+def test_the_command_line_overrides_the_yaml(tmp_path, way):
+    argument = f"--trainer.callbacks.{way}"
+    made = build(START + MONITOR, tmp_path, f"{argument}max_samples=77", f"{argument}data=train", f"{argument}every_n_train_steps=3")
+    (found,) = monitors(made)
+    assert found.monitor.max_samples == 77
+    assert found.data == "train"
+    assert found.schedule.every_n_train_steps == 3
+    assert [type(v) for v in found.monitor.variables] == [Concept, Confounder]
+    assert found.monitor.patterns == ["encoder.*"]
+
+
+def test_print_config_gives_back_the_same_monitor(tmp_path, capsys):
+    (first,) = monitors(build(START + MONITOR, tmp_path))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        build(START + MONITOR, tmp_path, "--print_config", run=True)
+    assert done.value.code == 0
+    printed = capsys.readouterr().out
+    assert "every_n_train_steps: null" in printed
+    assert "max_samples: 4096" in printed
+    (again,) = monitors(build(printed.replace("ckpt_path: null\n", "").replace("weights_only: null\n", ""), tmp_path))
+    assert settings(again) == settings(first)
+
+
+def test_several_monitors_stand_in_one_yaml(tmp_path):
+    second = MONITOR.replace("warn_above: 1.0", "warn_above: 1.0\n        prefix: train\n        data: train")
+    one, two = monitors(build(START + MONITOR + second, tmp_path))
+    assert (one.prefix, one.data, two.prefix, two.data) == ("", "val", "train", "train")
+
+
+def test_a_probe_loader_is_built_by_class_path(tmp_path):
+    data = f"""
+        data:
+          class_path: torch.utils.data.DataLoader
+          init_args:
+            batch_size: {BATCH}
+            dataset: {{class_path: callbacks.boring.Animals, init_args: {{n: 96}}}}
+"""
+    made = build(START + MONITOR.rstrip() + data, tmp_path, run=True)
+    (found,) = monitors(made)
+    assert (found.latest.n, found.latest.mode) == (96, "probe")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("warn_above: 1.0", "warn_abov: 1.0", "warn_abov"),
+        ("warn_above: 1.0", "warn_above: lots", "lots"),
+        ("lightning_interp.ConceptMonitor", "lightning_interp.ConceptMonitr", "ConceptMonitr"),
+        ("lightning_interp.Confounder", "lightning_interp.Confunder", "Confunder"),
+        ("kind: binary", "kind: binry", "binry"),
+        ("name: grass", "nam: grass", "nam"),
+        ("swap_grass", "swap_gras", "module 'callbacks.boring' has no 'swap_gras'. Did you mean 'swap_grass'"),
+        ("callbacks.boring:grass_of", "callbacks.borin:grass_of", "cannot import module 'callbacks.borin'"),
+        ("[contribution, groups", "[contributions, groups", "'contributions' is none of"),
+        ("warn_above: 1.0", "data: vall", "vall"),
+        ("warn_above: 1.0", "every_n_train_steps: 5", "`every_n_train_steps=5` does not go with `data='val'`"),
+    ],
+)
+def test_a_slip_in_the_yaml_is_named(tmp_path, capsys, right, wrong, message):
+    assert MONITOR.count(right) == 1
+    with pytest.raises((SystemExit, ValueError)) as error:
+        build(START + MONITOR.replace(right, wrong), tmp_path)
+    said = capsys.readouterr().err + str(error.value)
+    assert message in said

@@ -1,0 +1,227 @@
+"""`ConceptMonitor` on two processes: the numbers of one, the same bits on both, and nobody waits for ever.
+
+One group of two processes runs all cases (this file as a program); one process, here, runs them again.
+"""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from callbacks import boring
+from callbacks.boring import ALL, Animals, Call
+from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Subset
+
+from lightning_interp import Concept, Confounder
+
+pytestmark = [
+    pytest.mark.ddp,
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
+]
+
+N, BATCH = 101, 8  # DistributedSampler makes 102 of them: rank 1's last is a repeat
+HARD_LIMIT, GROUP_LIMIT = 90, 30  # seconds: of the whole group, and of one collective
+
+
+class Exact(LightningModule):
+    """In float64, with a learning rate of 0: the same function at every event, on any number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()).double()
+        self.head = nn.Linear(8, 2).double()
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+    def training_step(self, batch, batch_idx):
+        return functional.cross_entropy(self(batch["x"]), batch["moo"])
+
+    def validation_step(self, batch, batch_idx):
+        self(batch["x"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def animals(nan=()):
+    items = Animals(N, 3, dtype=torch.float64)
+    items.x[list(nan), 4] = torch.nan
+    return items
+
+
+def age_of(batch):
+    return batch["x"][:, 3]
+
+
+def source_of(batch):
+    return batch["id"] // 2
+
+
+HURT = (35,)  # rank 1 has the odd ones: its third batch, 33, 35, … 47
+WITHOUT_HURT = [i for i in range(N) if i not in range(33, 49, 2)]
+ODD = tuple(range(1, N, 2))
+PLACES = [Concept("moo"), Confounder("grass"), Confounder("place"), Concept("age", label=age_of)]
+
+# Each case: what the loop runs, what the monitor is told, and what one process runs to get the same (None: not comparable).
+CASES = {
+    "val": {"monitor": {"measures": ALL, "interactions": True}},
+    "val, output=None": {"monitor": {"measures": ALL, "output": None}},
+    "val, few kept rows": {"monitor": {"max_samples": 40}},
+    "val, places": {
+        "monitor": {"variables": PLACES, "sample_id": "id", "cluster": source_of},
+        "left out": ("coding",),  # the mean and sd of a continuous variable, and names in order of their coming
+    },
+    "train": {"monitor": {"data": "train", "measures": ALL}},
+    "train window": {"monitor": {"data": "train", "max_samples": 40, "weights": "natural"}, "alone": None},
+    "train by steps": {"monitor": {"data": "train", "every_n_train_steps": 3, "max_samples": 40}, "alone": None},
+    "loader": {"monitor": {"data": "probe", "measures": ALL}},
+    "loader by steps": {"monitor": {"data": "probe", "every_n_train_steps": 5}, "alone": None},
+    "one batch hurt": {"items": partial(animals, HURT), "monitor": {"measures": ALL}, "alone": WITHOUT_HURT},
+    "one rank hurt": {"items": partial(animals, ODD), "monitor": {"measures": ALL}, "alone": range(0, N, 2)},
+}
+SAMPLES = {"train window": 2 * (8 + 8 + 3) - 1, "train by steps": 2 * 3 * 8, "one batch hurt": N - 8, "one rank hurt": 51}
+
+
+def run_case(name: str, devices: int) -> dict:
+    """Fit; the events and what `callback_metrics` held at the end of each epoch."""
+    case = CASES[name]
+    items = case.get("items", animals)()
+    if devices == 1 and case.get("alone") is not None:
+        items = Subset(animals(), case["alone"])
+    told = dict(case["monitor"])
+    if told.get("data") == "probe":
+        told["data"] = boring.loader(items, batch=BATCH)
+    variables = told.pop("variables", None)
+    watcher, metrics = boring.monitor(variables, **{"layers": ["encoder.1", "encoder.3"], **told}), []
+    look = Call(on_train_epoch_end=lambda run, model: metrics.append({k: float(v) for k, v in run.callback_metrics.items()}))
+    by_steps = "every_n_train_steps" in told
+    stop = [] if by_steps or told.get("data") == "train" else [EarlyStopping("contribution/grass", patience=9)]
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=GROUP_LIMIT)) if devices > 1 else "auto"
+    seed_everything(0, verbose=False)
+    run = boring.trainer(watcher, *stop, look, devices=devices, strategy=strategy)
+    run.fit(Exact(), boring.loader(animals(), shuffle=True, batch=BATCH), boring.loader(items, batch=BATCH))
+    return {"events": [boring.plain(e) for e in watcher.history], "metrics": metrics}
+
+
+def program(folder: str) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rank = os.environ["LOCAL_RANK"]
+    for name in CASES:
+        try:
+            found = run_case(name, devices=2)
+        except Exception as problem:
+            found = {"error": f"{type(problem).__name__}: {problem}"}
+        torch.save(found, Path(folder) / f"{name}.{rank}")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """{case: what each of the two processes found}."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    tests = str(Path(__file__).parents[1])
+    ranks = []
+    for rank in ("0", "1"):
+        with (folder / f"log.{rank}").open("w") as log:
+            command = [sys.executable, "-m", "callbacks.test_ddp", str(folder)]
+            ranks.append(subprocess.Popen(command, cwd=tests, env={**common, "LOCAL_RANK": rank}, stdout=log, stderr=log))
+    try:
+        for process in ranks:
+            process.wait(HARD_LIMIT)
+    except subprocess.TimeoutExpired:
+        done = sorted(p.name for p in folder.iterdir())
+        pytest.fail(f"the processes wait for each other; finished were {done}")
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    logs = [(folder / f"log.{rank}").read_text()[-3000:] for rank in (0, 1)]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(logs)
+    return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process finds."""
+    known = {}
+
+    def find(name):
+        if name not in known:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                known[name] = run_case(name, devices=1)
+        return known[name]
+
+    return find
+
+
+def differences(one, other, path=""):
+    """Where two events differ by more than 1 part in 10¹⁰."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [d for key in one for d in differences(one[key], other[key], f"{path}/{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [d for i, pair in enumerate(zip(one, other)) for d in differences(*pair, f"{path}/{i}")]
+    if isinstance(one, float) and isinstance(other, float):
+        same = math.isclose(one, other, rel_tol=1e-10, abs_tol=1e-12)
+        return [] if same else [f"{path}: {one!r} and {other!r}"]
+    return [] if one == other else [f"{path}: {one!r} and {other!r}"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_processes_have_the_same_bits(both, name):
+    first, second = both[name]
+    assert "error" not in first, first["error"]
+    assert len(first["events"]) >= 2
+    assert first == second
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_sample_counts_once(both, name):
+    assert [e["n"] for e in both[name][0].get("events", [None])] == [SAMPLES.get(name, N)] * len(both[name][0]["events"])
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.get("alone", ()) is not None])
+def test_two_processes_find_what_one_finds(both, alone, name):
+    left_out = ("step", "skipped", "notes", *CASES[name].get("left out", ()))
+    ends = [
+        [{k: v for k, v in event.items() if k not in left_out} for event in found["events"]]
+        for found in (both[name][0], alone(name))
+    ]
+    assert differences(*ends) == []
+
+
+@pytest.mark.parametrize(("name", "skipped"), [("val", 0), ("one batch hurt", 1), ("one rank hurt", 7)])
+def test_batches_left_out_are_counted_over_the_processes(both, name, skipped):
+    assert [e["skipped"] for e in both[name][0]["events"]] == [skipped] * 2
+
+
+def test_the_passes_of_the_monitors_own_have_results(both):
+    for name in ("val", "train", "loader", "one batch hurt", "one rank hurt"):
+        for event in both[name][0]["events"]:
+            values = [s["value"] for layer in event["sensitivity"].values() for v in layer.values() for s in v.values()]
+            assert len(values) == 4
+            assert None not in values
+            assert event["intervention"]["grass"]["value"] is not None
+
+
+if __name__ == "__main__":
+    program(sys.argv[1])
