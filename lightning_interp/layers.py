@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,6 +118,20 @@ class FoldTargets:
         return Cross(self._mean, self._variance, covariance)
 
 
+class HeldOut(NamedTuple):
+    """Kept rows that a fold's probe did not see.
+
+    Attributes:
+        rows: their places among the kept rows, int64 `[m]`.
+        level: {variable: level index `[m]`} of the discrete ones.
+        positive: {variable: whether each column that a probe predicts is 1, bool `[m, t]`}.
+    """
+
+    rows: Tensor
+    level: dict[str, Tensor]
+    positive: dict[str, Tensor]
+
+
 class LayerReader:
     """Reads layers against an event's equation; what layers share is worked out once.
 
@@ -129,6 +144,7 @@ class LayerReader:
         self.eq = eq
         self.discrete = list(discrete)
         self._folds: dict[bytes, FoldTargets] = {}
+        self._kept: tuple[tuple[Tensor, Tensor], list[HeldOut]] | None = None
 
     def read(self, layer: LayerSummary, decodability: bool, before: Mapping[str, Tensor]) -> LayerResult:
         """Decodability, directions and drift of every variable at a layer.
@@ -206,17 +222,28 @@ class LayerReader:
     ) -> dict[str, tuple[float | None, float | None]]:
         """Balanced accuracy and AUROC on the kept rows, each half read by the probe of the other."""
         wanted = [(f, b) for f, b in zip(self.eq.design.factors, blocks) if f.discrete]
-        accuracy: dict[str, list[Tensor]] = {f.name: [] for f, _ in wanted}
-        area: dict[str, list[Tensor]] = {f.name: [] for f, _ in wanted}
-        for fold, probe in enumerate(probes):
-            held = layer.kept_second != bool(fold)
-            values, scores = layer.kept_values[held], probe.scores(layer.kept[held])
+        read: dict[str, list[tuple[Tensor, Tensor]]] = {f.name: [] for f, _ in wanted}
+        for fold, (probe, held) in enumerate(zip(probes, self._held_out(layer))):
+            scores = probe.scores(layer.kept[held.rows])
             for f, b in wanted:
-                level = f.level_index(values[:, f.column])
-                midpoint = self._midpoint(f, layer.keys[fold], layer.folds[fold], Probe(probe.weight[:, b], probe.bias[b]))
-                accuracy[f.name].append(balanced_accuracy(scores[:, b], level, midpoint))
-                area[f.name].append(auroc(scores[:, b], indicator_codes(f)[level] > 0).nanmean())
-        return {f.name: (_mean(accuracy[f.name]), _mean(area[f.name])) for f, _ in wanted}
+                only = Probe(probe.weight[:, b], probe.bias[b])
+                middle = self._midpoint(f, layer.keys[fold], layer.folds[fold], only)
+                level, positive = held.level[f.name], held.positive[f.name]
+                read[f.name].append((balanced_accuracy(scores[:, b], level, middle), auroc(scores[:, b], positive).nanmean()))
+        return {name: (_mean([a for a, _ in pairs]), _mean([a for _, a in pairs])) for name, pairs in read.items()}
+
+    def _held_out(self, layer: LayerSummary) -> list[HeldOut]:
+        """The kept rows outside each fold, worked out once for all layers that kept the same rows."""
+        kept = layer.kept_values, layer.kept_second
+        if self._kept is None or not all(torch.equal(a, b) for a, b in zip(self._kept[0], kept)):
+            folds = []
+            for fold in (0, 1):
+                rows = (layer.kept_second != bool(fold)).nonzero().flatten()
+                level = {f.name: f.level_index(layer.kept_values[rows, f.column]) for f in self.eq.design.factors if f.discrete}
+                positive = {f.name: indicator_codes(f)[level[f.name]] > 0 for f in self.eq.design.factors if f.discrete}
+                folds.append(HeldOut(rows, level, positive))
+            self._kept = (kept, folds)
+        return self._kept[1]
 
     def _midpoint(self, f: Factor, keys: Tensor, m: Moments, probe: Probe) -> Tensor:
         target = target_of(f, keys, self.discrete, indicators=True)

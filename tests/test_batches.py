@@ -14,7 +14,7 @@ from lightning_interp.errors import InterpError, LabelError
 
 X = torch.arange(6.0).reshape(3, 2)
 Y = torch.tensor([0, 1, 1])
-Pair = namedtuple("Pair", ["image", "label"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["image", "label"])
 
 
 @dataclass

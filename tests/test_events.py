@@ -219,8 +219,12 @@ def test_the_text_of_a_real_event_holds_the_true_coefficients(real):
 
 
 def test_names_are_printed_as_the_user_wrote_them():
-    e = Event(0, 0, 9, "natural", "val", "binary", effect={"skin-tone": Effect(-1.0, -2.0, -0.5)}, magnitude={"skin-tone": -1.0},
-              intervention={"skin-tone": Effect(-1.0)})  # fmt: skip
+    e = Event(
+        0, 0, 9, "natural", "val", "binary",
+        effect={"skin-tone": Effect(-1.0, -2.0, -0.5)},
+        magnitude={"skin-tone": -1.0},
+        intervention={"skin-tone": Effect(-1.0)},
+    )  # fmt: skip
     assert "− 1.00·skin-tone [−2.00, −0.50]" in str(e)
     assert "do(skin-tone) = −1.00" in str(e)
 

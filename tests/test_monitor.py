@@ -754,8 +754,13 @@ def taken(batch, order):
     return {k: [v[i] for i in order.tolist()] if isinstance(v, list) else v[order] for k, v in batch.items()}
 
 
-RICH = [Concept("moo"), Confounder("grass", intervention=lambda b: {**b, "x": b["x"] * torch.tensor([1, -1, 1, 1, 1]) + torch.tensor([0, 1, 0, 0, 0])}),
-        Concept("breed"), Concept("size")]  # fmt: skip
+def swapped_grass(batch):
+    x = batch["x"].clone()
+    x[:, 1] = 1 - x[:, 1]
+    return {**batch, "x": x}
+
+
+RICH = [Concept("moo"), Confounder("grass", intervention=swapped_grass), Concept("breed"), Concept("size")]
 
 
 def rich_event(batch, size, **options):
@@ -1267,9 +1272,9 @@ def test_an_output_that_did_not_run_is_an_error_that_names_likely_modules():
         measured(Spare(), probe(20), output="spare")
     model, batch = net(), probe(20)
     monitor = monitor_of(model)
-    with pytest.raises(LayerError, match=r"`output=None` explains .* did not run in the step. Likely modules: .*'head'"):
-        with monitor.watching(batch):
-            model.head(model.encoder(batch["x"]))
+    text = r"`output=None` explains .* did not run in the step. Likely modules: .*'head'"
+    with pytest.raises(LayerError, match=text), monitor.watching(batch):
+        model.head(model.encoder(batch["x"]))
 
 
 def test_a_layer_that_ran_for_some_samples_only_is_withheld():
@@ -1401,11 +1406,16 @@ def test_an_exception_inside_leaves_no_hook_and_discards_the_batch(error, after)
     model, batch = net(), probe(20)
     monitor = monitor_of(model, layers=["encoder.*"])
     feed(monitor, model, [batch])
-    with pytest.raises(error, match="stop"), monitor.watching(batch):
-        assert nets.hooks(model) > 0
-        if after:
-            model(batch["x"])
-        raise error("stop")
+
+    def stopped():
+        with monitor.watching(batch):
+            assert nets.hooks(model) > 0
+            if after:
+                model(batch["x"])
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        stopped()
     assert nets.hooks(model) == 0
     event = monitor.event(1)
     assert event.n == len(batch["x"])

@@ -107,6 +107,28 @@ class RankError(ValueError):
         self.involved = involved
 
 
+class Sources(NamedTuple):
+    """What a clustered fit keeps of each source, with Q = √W Z (Z'WZ)^(−½).
+
+    Attributes:
+        scores: Σ L (I − H)^(−½) e, `[g, 1 + q, c]`.
+        gram: K = Q'Q of the source, `[g, 1 + q, 1 + q]`.
+        shrunk: (I − K)^(−½) (Z'WZ)^(−½), `[g, 1 + q, 1 + q]`.
+    """
+
+    scores: Tensor
+    gram: Tensor
+    shrunk: Tensor
+
+    def bell_mccaffrey(self, contrast: Tensor) -> Tensor:
+        """(tr Ω)²/tr Ω², Ω the covariance of the sources' scores where the errors' covariance is W⁻¹, `[m]`."""
+        t = torch.einsum("gij,mj->mgi", self.shrunk, contrast)
+        u = torch.einsum("gij,mgj->mgi", self.gram, t)
+        d, s = (t * u).sum(2), (u * u).sum(2)
+        uu = torch.einsum("mgi,mgj->mij", u, u)
+        return (d - s).sum(1) ** 2 / ((d**2 - 2 * d * s).sum(1) + (uu**2).sum((1, 2)))
+
+
 class Fit(NamedTuple):
     """A weighted least squares fit of the outputs on [1, z].
 
@@ -115,7 +137,7 @@ class Fit(NamedTuple):
         influence: L = (Z'WZ)⁻¹Z'W, of one sample of each row, `[r, 1 + q]`.
         residual: deviation of each row's mean output from the fit, `[r, c]`.
         squares: per row the sum over its samples of e²/(1−h), `[r, c]`; unclustered fits only.
-        scores: per source Σ L A e with A = (I − H)^(−1/2), `[g, 1 + q, c]`; clustered fits only, else None.
+        sources: what a clustered fit keeps of each source, else None.
         leverage: largest leverage of a sample (or of a source), 0…1.
         basis: the regressors [1, z] of each row, `[r, 1 + q]`.
         row: each row's (count, cell, source), float64 `[r]`, int64 `[r]`, int64 `[r]`.
@@ -125,21 +147,21 @@ class Fit(NamedTuple):
     influence: Tensor
     residual: Tensor
     squares: Tensor
-    scores: Tensor | None
+    sources: Sources | None
     leverage: float
     basis: Tensor
     row: tuple[Tensor, Tensor, Tensor]
 
     def variance(self, contrast: Tensor) -> Tensor:
         """Sampling variance of `contrast @ coefficients`, `[m, 1 + q]` to `[m, c]`."""
-        if self.scores is not None:
-            return (torch.einsum("mq,gqc->gmc", contrast, self.scores) ** 2).sum(0)
+        if self.sources is not None:
+            return (torch.einsum("mq,gqc->gmc", contrast, self.sources.scores) ** 2).sum(0)
         return (contrast @ self.influence.T) ** 2 @ self.squares
 
     def covariance(self, block: slice) -> Tensor:
         """Sampling covariance of a block of coefficients, summed over outputs, `[k, k]`."""
-        if self.scores is not None:
-            s = self.scores[:, block]
+        if self.sources is not None:
+            s = self.sources.scores[:, block]
             return torch.einsum("gic,gjc->ij", s, s)
         weighted = self.influence[:, block] * self.squares.sum(1, keepdim=True)
         return weighted.T @ self.influence[:, block]
@@ -148,13 +170,13 @@ class Fit(NamedTuple):
         """Degrees of freedom of `contrast @ coefficients`, `[m]`, at least 1.
 
         Welch's over cells, (Σ L²)² / Σ_cell (Σ_{i∈cell} L²)² / max(n_cell − 1, ½), or Bell & McCaffrey's (2002) where these are
-        fewer, as they are for the slope of a continuous variable. With sources, Welch's alone: L is summed over a source within
-        a cell first, and n_cell counts sources.
+        fewer, as they are for the slope of a continuous variable. With sources, L is summed over a source within a cell first,
+        and n_cell counts sources.
         """
         count, cell, source = self.row
         weight = contrast @ self.influence.T  # [m, r]
         cells = int(cell.max()) + 1
-        if self.scores is None:
+        if self.sources is None:
             size = _sum(count, cell, cells)
             square = _sum((count * weight**2).T, cell, cells)
         else:
@@ -163,7 +185,8 @@ class Fit(NamedTuple):
             size = _sum(torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], cells)
             square = _sum(total**2, pair[:, 0], cells)
         welch = square.sum(0) ** 2 / (square**2 / (size - 1).clamp_min(0.5).unsqueeze(1)).sum(0)
-        return (welch if self.scores is not None else torch.minimum(welch, self._bell_mccaffrey(weight))).clamp_min(1.0)
+        fewer = self._bell_mccaffrey(weight) if self.sources is None else self.sources.bell_mccaffrey(contrast)
+        return torch.minimum(welch, fewer).clamp_min(1.0)
 
     def _bell_mccaffrey(self, weight: Tensor) -> Tensor:
         # Satterthwaite's (tr Ω)²/tr Ω² for Σ a_i e_i² with a = L²/(1−h) and e = Mε, Var ε = I: tr Ω² = Σ_ik a_i a_k (MM')_ik²,
@@ -174,8 +197,8 @@ class Fit(NamedTuple):
         own = 1 - (u * v).sum(1)  # diagonal of MM'
         a = weight**2 / (1 - (x * p).sum(1)).clamp_min(1e-12)  # [m, r]
         mass = count * a
-        cross = torch.einsum("mr,rs,rt->mst", mass, u, u), torch.einsum("mr,rs,rt->mst", mass, v, v)
-        square = (mass * a * (2 * own - 1)).sum(1) + (cross[0] * cross[1]).sum((1, 2))
+        pairs = torch.stack([((u.T * one) @ u * ((v.T * one) @ v)).sum() for one in mass])
+        square = (mass * a * (2 * own - 1)).sum(1) + pairs
         return (mass * own).sum(1) ** 2 / square
 
 
@@ -207,24 +230,23 @@ def fit(z: Tensor, rows: Table, weights: Weights, clustered: bool = False) -> Fi
     residual = rows.mean - x @ coefficients
     labels = (rows.count, weights.cell, rows.source)
     if clustered:
-        scores, leverage = _cluster_scores(q, root, mass, residual, rows.source)
-        return Fit(coefficients, influence, residual, torch.empty(0), scores, leverage, x, labels)
+        sources, leverage = _sources(q, root, mass, residual, rows.source)
+        return Fit(coefficients, influence, residual, torch.empty(0), sources, leverage, x, labels)
     h = weights.row * (q**2).sum(1)
     squares = (rows.m2 + rows.count.unsqueeze(1) * residual**2) / (1 - h).clamp_min(1e-12).unsqueeze(1)
     return Fit(coefficients, influence, residual, squares, None, float(h.max()), x, labels)
 
 
-def _cluster_scores(q: Tensor, root: Tensor, mass: Tensor, residual: Tensor, source: Tensor) -> tuple[Tensor, float]:
-    # With Q = √W Z (Z'WZ)^(−½), a source's score Σ L (I − H)^(−½) e equals (Z'WZ)^(−½) (I − K)^(−½) Q'√W e, K = Q'Q of the
-    # source: p × p matrices, however many samples a source has.
+def _sources(q: Tensor, root: Tensor, mass: Tensor, residual: Tensor, source: Tensor) -> tuple[Sources, float]:
+    # A source's score equals (Z'WZ)^(−½) (I − K)^(−½) Q'√W e: p × p matrices, however many samples a source has.
     _, unit = torch.unique(source, return_inverse=True)
     units, p = int(unit.max()) + 1, q.shape[1]
     k = _sum((mass[:, None, None] * q.unsqueeze(2) * q.unsqueeze(1)).flatten(1), unit, units).view(units, p, p)
     u = _sum((mass[:, None, None] * q.unsqueeze(2) * residual.unsqueeze(1)).flatten(1), unit, units)
     values, vectors = torch.linalg.eigh(k)
     shrink = (1 - values).clamp_min(1e-12).rsqrt()
-    adjusted = vectors @ (shrink.unsqueeze(2) * (vectors.mT @ u.view(units, p, -1)))
-    return root @ adjusted, float(values.max())
+    shrunk = vectors @ (shrink.unsqueeze(2) * vectors.mT) @ root
+    return Sources(shrunk.mT @ u.view(units, p, -1), k, shrunk), float(values.max())
 
 
 def _sum(x: Tensor, index: Tensor, size: int) -> Tensor:
@@ -280,7 +302,7 @@ def interval_note(fitted: Fit) -> str | None:
     count, cell, source = fitted.row
     cells = int(cell.max()) + 1
     what = "samples"
-    if fitted.scores is not None:
+    if fitted.sources is not None:
         pair = torch.unique(torch.stack([cell, source], 1), dim=0)
         count, cell, what = torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], "sources"
     smallest = int(_sum(count, cell, cells).min())
@@ -288,7 +310,7 @@ def interval_note(fitted: Fit) -> str | None:
         return f"withheld: a sample or source has leverage {fitted.leverage:.3f}, over {MAX_LEVERAGE}"
     if smallest < 2 and cells <= MAX_CELLS:
         return f"withheld: the smallest cell has {smallest} of the 2 {what} that an interval needs"
-    return f"few: the smallest cell has {smallest} {what}" if smallest < FEW else None
+    return f"few: the smallest cell has {smallest} of the {FEW} {what} that would be enough" if smallest < FEW else None
 
 
 def robustness_value(t: Tensor, df: Tensor) -> Tensor:

@@ -78,8 +78,13 @@ def held_out_r2(probe: Probe, m: Moments, target: Cross, blocks: Sequence[slice]
     s = m.gram / m.count[0]
     offset = target.mean - probe.bias - m.hidden[0] @ w
     error = target.variance - 2 * (w * target.covariance.T).sum(0) + (w * (s @ w)).sum(0) + offset**2
-    pooled = [(error[b].sum(), target.variance[b].sum()) for b in blocks]
-    return torch.stack([1 - e / v if v > 0 else torch.full_like(v, torch.nan) for e, v in pooled])
+    width = torch.tensor([b.stop - b.start for b in blocks])
+    columns = torch.cat([torch.arange(b.start, b.stop) for b in blocks]).to(w.device)
+    block = torch.arange(len(blocks)).repeat_interleave(width).to(w.device)
+    zero = torch.zeros(len(blocks), dtype=w.dtype, device=w.device)
+    missed = zero.index_add(0, block, error[columns])
+    total = zero.index_add(0, block, target.variance[columns])
+    return torch.where(total > 0, 1 - missed / total, torch.nan)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> Tensor:

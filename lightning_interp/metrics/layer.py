@@ -80,6 +80,8 @@ def membership(values: Tensor, key: Tensor, source: Tensor | None, discrete: Seq
     rows = (~second).nonzero().flatten(), second.nonzero().flatten()
     (keys_a, member_a), (keys_b, member_b) = (_groups(values[mine], bins[mine], discrete) for mine in rows)
     chance = uniform(key, seed, KEPT)
+    if source is not None:  # whole sources are kept: what is left of one would hide the noise that its samples share
+        chance = ((uniform(source, seed, KEPT) * 2**26).floor() + chance) * 2.0**-26
     return Membership(second, rows, (keys_a, keys_b), (member_a, member_b), chance, chance.argsort(stable=True))
 
 

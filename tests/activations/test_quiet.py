@@ -211,11 +211,16 @@ def test_a_submodule_that_is_called_log_runs():
 
 def test_random_state_gives_back_every_stream_after_an_exception():
     streams = nets.random_streams()
-    with pytest.raises(RuntimeError, match="stop"), random_state():
-        torch.manual_seed(1)
-        np.random.seed(1)
-        random.seed(1)
-        raise RuntimeError("stop")
+
+    def seeded():
+        with random_state():
+            torch.manual_seed(1)
+            np.random.seed(1)
+            random.seed(1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        seeded()
     assert nets.random_streams() == streams
 
 

@@ -159,6 +159,10 @@ def loader(items: Dataset, shuffle: bool = False, workers: int = 0, batch: int =
     return DataLoader(items, batch, shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
+def probe_loader(n: int = VAL, batch: int = BATCH) -> DataLoader:
+    return loader(Animals(n, 2), batch=batch)
+
+
 def probe_batch(n: int = VAL, seed: int = 2) -> dict[str, Any]:
     items = Animals(n, seed)
     return default_collate([items[i] for i in range(n)])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
+
 from callbacks import boring
 from callbacks.boring import BATCH, Boring, BoringData
-
 from lightning_interp import Concept, ConceptMonitor, Confounder
 
 pytest.importorskip("jsonargparse")
@@ -120,8 +121,8 @@ def test_a_fit_from_yaml_measures(tmp_path):
 
 @pytest.mark.parametrize("way", ["init_args.", ""], ids=["with init_args", "without"])
 def test_the_command_line_overrides_the_yaml(tmp_path, way):
-    argument = f"--trainer.callbacks.{way}"
-    made = build(START + MONITOR, tmp_path, f"{argument}max_samples=77", f"{argument}data=train", f"{argument}every_n_train_steps=3")
+    wanted = ("max_samples=77", "data=train", "every_n_train_steps=3")
+    made = build(START + MONITOR, tmp_path, *(f"--trainer.callbacks.{way}{setting}" for setting in wanted))
     (found,) = monitors(made)
     assert found.monitor.max_samples == 77
     assert found.data == "train"
@@ -149,16 +150,18 @@ def test_several_monitors_stand_in_one_yaml(tmp_path):
     assert (one.prefix, one.data, two.prefix, two.data) == ("", "val", "train", "train")
 
 
-def test_a_probe_loader_is_built_by_class_path(tmp_path):
-    data = f"""
-        data:
-          class_path: torch.utils.data.DataLoader
-          init_args:
-            batch_size: {BATCH}
-            dataset: {{class_path: callbacks.boring.Animals, init_args: {{n: 96}}}}
-"""
-    made = build(START + MONITOR.rstrip() + data, tmp_path, run=True)
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ("{class_path: callbacks.boring.Animals, init_args: {n: 96}}", Dataset),
+        # A function that returns one: jsonargparse 4.53 cannot build DataLoader's own `dataset`, a Dataset[T].
+        (f"{{class_path: callbacks.boring.probe_loader, init_args: {{n: 96, batch: {BATCH}}}}}", DataLoader),
+    ],
+)
+def test_a_probe_set_is_built_by_class_path(tmp_path, data, kind):
+    made = build(START + MONITOR.rstrip() + f"\n        data: {data}\n", tmp_path, run=True)
     (found,) = monitors(made)
+    assert isinstance(found.data, kind)
     assert (found.latest.n, found.latest.mode) == (96, "probe")
 
 

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from callbacks import boring
-from callbacks.boring import ALL, BATCH, TRAIN, VAL, Animals, Boring, BoringData, Call, Memory, fit, hooks, monitor, trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from callbacks import boring
+from callbacks.boring import ALL, BATCH, TRAIN, VAL, Animals, Boring, BoringData, Call, Memory, fit, hooks, monitor, trainer
 from lightning_interp import Concept, Confounder, explain
 from lightning_interp.errors import InterpError, InterpWarning, LayerError
 
@@ -441,7 +441,8 @@ def test_no_hook_stays_when_the_user_ends_the_epoch_early():
             return -1 if batch_idx == 10 else None
 
     found = []
-    look = Call(**{name: lambda run, model: found.append(hooks(model)) for name in ("on_train_epoch_end", "on_train_epoch_start")})
+    count = lambda run, model: found.append(hooks(model))  # noqa: E731
+    look = Call(on_train_epoch_start=count, on_train_epoch_end=count)
     watcher = monitor(data="train", max_samples=64, weights="natural")  # batches 8 to 11
     _, model = fit(watcher, look, model=Early)
     assert len(model.hooks_in_step) == 20
