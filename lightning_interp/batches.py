@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def load_function(path: str, argument: str) -> Callable[..., Any]:
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two: a relative or an empty name
         raise InterpError(f"`{argument}={path!r}`: cannot import module '{module_name}' ({error}).") from error
     found: Any = module
     for part in name.split("."):
@@ -125,25 +126,44 @@ def size(batch: Any) -> int:
         children = batch
     else:
         children = list(vars(batch).values()) if hasattr(batch, "__dict__") else []
+    if isinstance(batch, list) and batch and all(isinstance(v, (bool, int, float)) for v in batch):
+        return len(batch)
     return next((n for n in map(size, children) if n), 0)
+
+
+class _Movable(ABC):  # noqa: B024  # only for isinstance
+    """Tensors, and batch objects that move themselves."""
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return callable(getattr(other, "to", None))
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:
     """The batch with its tensors on `device`, containers rebuilt, as Lightning's own transfer does."""
     from lightning_utilities.core.apply_func import apply_to_collection
 
-    return apply_to_collection(batch, Tensor, lambda t: t.detach().to(device))
+    return apply_to_collection(batch, _Movable, lambda t: (t.detach() if isinstance(t, Tensor) else t).to(device))
 
 
 def nbytes(batch: Any) -> int:
     """Bytes that the batch's tensors take."""
+    return _nbytes(batch, set())
+
+
+def _nbytes(batch: Any, seen: set[int]) -> int:
     if isinstance(batch, Tensor):
         return batch.numel() * batch.element_size()
+    if id(batch) in seen:  # it refers to itself
+        return 0
+    inside = seen | {id(batch)}
     if isinstance(batch, Mapping):
-        return sum(map(nbytes, batch.values()))
-    if isinstance(batch, (list, tuple)):
-        return sum(map(nbytes, batch))
-    return sum(map(nbytes, vars(batch).values())) if hasattr(batch, "__dict__") else 0
+        children: Sequence[Any] = list(batch.values())
+    elif isinstance(batch, (list, tuple)):
+        children = batch
+    else:
+        children = list(vars(batch).values()) if hasattr(batch, "__dict__") else []
+    return sum(_nbytes(child, inside) for child in children)
 
 
 class Inputs:

@@ -102,13 +102,14 @@ class Collection:
             del self._pending[:-window]
         elif sum(len(r.values) for r in self._pending) >= self.chunk:
             self._tabulate()
-            self._sum_layers(self._provisional())
+            if self._waiting:
+                self._sum_layers(self._provisional())
 
     def table(self) -> Table | None:
         """The outputs of all processes: a collective."""
         self._tabulate()
         self._table.update(None)
-        return self._table.compute()
+        return self._table.merged()
 
     def summaries(self, discrete: Sequence[bool]) -> tuple[dict[str, LayerSummary], str | None]:
         """The layers' statistics of all processes: a collective.
@@ -131,7 +132,7 @@ class Collection:
             if metric is None:  # no row here, but other processes may have some
                 metric = LayerStatistics(discrete, self.chunk, self.seed)
                 metric.update(torch.empty(0, 0), torch.empty(0, len(self.kinds)), torch.empty(0, dtype=torch.int64))
-            found = metric.compute()
+            found = metric.merged()
             if found is not None:
                 out[name] = found
         return out, None

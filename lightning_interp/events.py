@@ -333,6 +333,10 @@ _OUTPUT = {
 }
 
 
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
 def _signed(value: float) -> str:
     return f"{'−' if value < 0 else '+'} {abs(value):.2f}"
 
@@ -345,13 +349,13 @@ def _share_text(s: Share) -> str:
 def _lines(e: Event) -> Iterable[str]:
     where = {"val": "validation", "train": "training", "probe": "probe set"}.get(e.mode, e.mode)
     yield f"after {e.step} steps, epoch {e.epoch}: n = {e.n}, {where}, {e.weights} weights"
-    terms = [] if e.intercept is None else [f"{e.intercept:.2f}".replace("-", "−")]
+    terms = [] if e.intercept is None else [_number(e.intercept)]
     for name, found in e.effect.items():
         size = e.magnitude.get(name)
         if size is None:
             terms.append(f"+ ?·{name}")
         elif isinstance(found, Effect) and found.low is not None and found.high is not None:
-            terms.append(f"{_signed(size)}·{name} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−"))
+            terms.append(f"{_signed(size)}·{name} [{_number(found.low)}, {_number(found.high)}]")
         else:
             terms.append(f"{_signed(size)}·{name}")
     yield f"{_OUTPUT.get(e.task, 'output')} = {' '.join(terms)} + unexplained"
@@ -363,7 +367,7 @@ def _lines(e: Event) -> Iterable[str]:
         size = magnitude_of(found)
         if size is not None:
             checked = "" if gap is None else f", estimate off by {_signed(gap)}"
-            yield f"do({name}) = {size:.2f}{checked}".replace("-", "−")
+            yield f"do({name}) = {_number(size)}{checked}"
     if e.groups is not None:
         yield f"worst group {e.groups.worst_accuracy:.3f} ({e.groups.worst}), gap {e.groups.gap:.3f}"
     for note in e.notes:

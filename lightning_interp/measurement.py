@@ -151,7 +151,8 @@ def contributions(eq: Equation) -> dict[str, Any]:
     share: dict[str, Share] = {}
     for name, why in eq.design.unmeasurable.items():
         effect[name], share[name] = Effect(None, note=why), Share(None, note=why)
-    if eq.fit is None or eq.spread.total <= 0:
+    mean_square = float((eq.rows.count.unsqueeze(1) * eq.rows.mean**2).sum()) / eq.n
+    if eq.fit is None or eq.spread.total <= 1e-24 * mean_square:  # to rounding
         why = eq.notes[-1] if eq.fit is None else "the output does not vary over the probe set"
         for f in eq.design.factors:
             effect[f.name], share[f.name] = Effect(None, note=why), Share(None, note=why)

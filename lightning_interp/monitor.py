@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from lightning_interp.batches import Inputs, Place, moved
 from lightning_interp.collection import Collection
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, nearest
 from lightning_interp.events import Event, magnitude_of
+from lightning_interp.functional.coding import infer_kind
 from lightning_interp.functional.contribution import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
@@ -30,6 +32,7 @@ MEASURES = ("contribution", "decodability", "groups", "sensitivity", "interventi
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
 OWN_PASS = {"sensitivity", "intervention"}
 STATE_VERSION = 1
+_NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name: what is said once may count differently
 
 
 class Monitor:
@@ -180,6 +183,8 @@ class Monitor:
         """Forget the rows seen since the last event."""
         self._collection.reset()
         self._replay.clear()
+        if self._bound is not None:
+            self._bound.widths.clear()
         self._skipped = 0
 
     def _begin(self, batch: Any) -> Watch | None:
@@ -202,7 +207,7 @@ class Monitor:
         self._collection.add(rows, self.window)
         if OWN_PASS & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])
-            self._replay.add(watch.batch, len(rows.values), self.window)
+            self._replay.add(watch.batch, rows.keep, rows.finite, self.window)
 
     def _bad(self, problem: Exception) -> None:
         """A batch that cannot be used: an error while nothing ever worked, later it is left out, counted, and said once."""
@@ -211,10 +216,10 @@ class Monitor:
         self._skipped += 1
         self.say(f"a batch was left out: {problem}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, key: str | None = None) -> None:
         """Warn of something, once in a run and from one process."""
-        if text not in self._said:
-            self._said.add(text)
+        if (key or text) not in self._said:
+            self._said.add(key or text)
             if world()[0] == 0:
                 warnings.warn(text, InterpWarning, stacklevel=4)
 
@@ -299,7 +304,7 @@ class Monitor:
         if not self._watcher.layers:
             return {}
         kinds = {f.name: f for f in eq.design.factors}
-        discrete = [v.name not in kinds or kinds[v.name].discrete for v in self.variables]
+        discrete = [kinds[v.name].discrete if v.name in kinds else self._guess(j, eq) for j, v in enumerate(self.variables)]
         summaries, why = self._collection.summaries(discrete)
         if why:
             notes.append(why)
@@ -316,6 +321,12 @@ class Monitor:
             out[name] = reader.read(summary, "decodability" in self.measures, before)
             self._directions[name] = dict(out[name].directions)
         return out
+
+    def _guess(self, j: int, eq: Equation) -> bool:
+        # A constant variable is what its one value makes of it, as the collection guessed.
+        kind: str = self._kinds[j]
+        kind = infer_kind(eq.rows.values[:1, j], j in self._collection.level_names) if kind == "auto" else kind
+        return kind != "continuous"
 
     def _check_ran(self, summaries: Mapping[str, Any], notes: list[str]) -> None:
         for name, layer in self._watcher.layers.items():
@@ -342,6 +353,9 @@ class Monitor:
         if "sensitivity" in self.measures:
             found = sensitivities(caller, self._watcher.layers, results, eq, self._replay)
             event = replace(event, sensitivity=found)
+            if self.pooling.liftable and self._replay.batches:
+                missing = [n for n, r in results.items() if r.directions and n not in found]
+                notes += [f"sensitivity at layer '{n}' withheld: no gradient reaches it" for n in missing]
             if results and not self.pooling.liftable:
                 notes.append("sensitivity withheld: it is not defined for a pooling function")
         if "intervention" in self.measures:
@@ -358,9 +372,10 @@ class Monitor:
 
     def _warn(self, event: Event) -> None:
         for name, why in ((n, e.note) for n, e in event.contribution.items() if e.value is None):
-            self.say(f"'{name}' withheld: {why}")
+            if why not in event.notes:
+                self.say(f"'{name}' withheld: {why}")
         for note in event.notes:
-            self.say(note)
+            self.say(note, key=_NUMBER.sub("#", note))
         for name in self.suspects(event):
             key = f"over {name}"
             if key not in self._said:

@@ -13,6 +13,7 @@ from lightning_interp.batches import as_tensor, is_text, load_function, pick, re
 from lightning_interp.errors import LabelError, VariableError, nearest
 
 Kind = Literal["auto", "binary", "categorical", "continuous"]
+RESERVED = ("interactions", "unexplained")
 KINDS = ("auto", "binary", "categorical", "continuous")
 
 
@@ -44,6 +45,8 @@ class Variable(ABC):
             raise VariableError(f"`name` expects a non-empty string, got {name!r}.")
         if "/" in name:
             raise VariableError(f"`name={name!r}` holds a '/', which would split the logged key. Use another sign.")
+        if name in RESERVED:
+            raise VariableError(f"`name={name!r}` is what the library calls a share of its own. Use another.")
         if kind not in KINDS:
             raise VariableError(f"variable '{name}': `kind={kind!r}` is none of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
         self.name = name

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.capture import RootCalls, hooked
-from lightning_interp.activations.pooling import Pooling, tensor_of
+from lightning_interp.activations.pooling import Pooling, output_of, tensor_of
 from lightning_interp.activations.quiet import eager
 from lightning_interp.activations.select import Layer, find_module, module_names, select
 from lightning_interp.collection import Rows, all_finite
-from lightning_interp.errors import InterpError, LayerError
+from lightning_interp.errors import InterpError, LabelError, LayerError
 from lightning_interp.reading import Labels
 
 
@@ -39,7 +39,7 @@ class Watch:
 
     def take(self, output: Any, key: str | None = None) -> None:
         """Take in the output of a call."""
-        found = tensor_of(output, key or ("logits" if isinstance(output, Mapping) and "logits" in output else None))
+        found = output_of(output, key)
         if found is not None:
             self.outputs.append(found.detach().clone())
 
@@ -68,6 +68,7 @@ class Watcher:
         self._pooling = pooling
         self._say = say
         self._root = RootCalls()
+        self.widths: dict[str, int] = {}
 
     @property
     def device(self) -> torch.device:
@@ -130,11 +131,26 @@ class Watcher:
             )
         found = ((name, self._last(calls, n, name, self.layers[name].named)) for name, calls in watch.layers.items())
         layers = {name: h for name, h in found if h is not None}
+        self._check_widths(output, labels.target, layers)
         keep = torch.isfinite(labels.values).all(1)
         if limit is not None:
             keep[limit:] = False
         finite = all_finite(output, layers)
         return Rows(labels.values, output, labels.target, labels.key, labels.source, layers, keep, finite)
+
+    def _check_widths(self, output: Tensor, target: Tensor | None, layers: Mapping[str, Tensor]) -> None:
+        """Batches are put one under the other: a batch of another width is a bad one."""
+        if target is not None and len(target):
+            labels, outputs = target[0].numel(), output[0].numel()
+            classes = not target.is_floating_point() or bool(((target == 0) | (target == 1)).all())
+            if classes and labels not in (1, outputs):
+                raise LabelError(f"`target` has {labels} values per sample, the output has {outputs}.")
+        for name, a in {"": output, **layers}.items():
+            width = a.shape[1] if a.ndim > 1 else 1
+            before = self.widths.setdefault(name, width)
+            if width != before:
+                what = f"layer '{name}'" if name else f"`output={self._output_name!r}`"
+                raise LayerError(f"{what} has {width} columns, it had {before} in the batches before.")
 
     def _last(self, calls: list[Tensor], n: int, name: str, named: bool) -> Tensor | None:
         fitting = [c for c in calls if c.ndim and len(c) == n]

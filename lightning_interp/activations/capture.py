@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import tensor_of
+from lightning_interp.activations.quiet import eager
 from lightning_interp.activations.select import Layer, select
 
 Read = Callable[[str, Layer, Any], Any]
@@ -22,6 +23,8 @@ class _Hook:
         self.name, self.layer, self.read = name, layer, read
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if module is not self.layer.module:  # a copy of the model, made while hooked
+            return None
         if in_backward():  # activation checkpointing runs the layer again
             return None
         return self.read(self.name, self.layer, output)
@@ -114,5 +117,5 @@ def capture(model: nn.Module, patterns: Sequence[str]) -> Iterator[dict[str, Ten
         if a is not None:
             found[name] = a.detach().clone()
 
-    with hooked(select(model, patterns), read):
+    with eager(model), hooked(select(model, patterns), read):
         yield found

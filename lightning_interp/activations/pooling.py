@@ -32,13 +32,18 @@ def tensor_of(output: Any, key: str | None = None) -> Tensor | None:
         return output
     if isinstance(output, Mapping):
         if key is not None:
-            return output.get(key)
+            return tensor_of(output.get(key))
         return next((t for t in map(tensor_of, output.values()) if t is not None), None)
     if isinstance(output, (list, tuple)):
         if key is not None and key.isdigit():
             return tensor_of(output[int(key)]) if int(key) < len(output) else None
         return next((t for t in map(tensor_of, output) if t is not None), None)
     return None
+
+
+def output_of(result: Any, key: str | None = None) -> Tensor | None:
+    """The output that a module's result holds: the entry `key`, else `logits`, else the first tensor."""
+    return tensor_of(result, key or ("logits" if isinstance(result, Mapping) and "logits" in result else None))
 
 
 class Pooling:
@@ -85,14 +90,13 @@ class Pooling:
             LayerError: the activation has no shape that can be pooled.
         """
         if self._function is not None:
-            return self._function(a)
+            return self._called(a)
         if a.ndim == 2:
             return a.clone()
         if a.ndim == 3 and not isinstance(module, _CHANNELS_FIRST_3D):
             if self.mode == "mean":
                 return _wide(a).mean(1)
-            weight = self._token_weights(a, mask)
-            return torch.einsum("ntd,nt->nd", _wide(a), weight.to(_wide(a).dtype))
+            return torch.einsum("ntd,nt->nd", _wide(a), self._token_weights(_wide(a), mask))
         if a.ndim in (3, 4, 5):
             return _wide(a).flatten(2).mean(2)
         raise LayerError(f"an activation of shape {list(a.shape)} cannot be pooled to [n, d]; give `pooling` a function.")
@@ -114,17 +118,27 @@ class Pooling:
             return e.unsqueeze(1) * here.unsqueeze(2)
         return e.reshape(*e.shape, *[1] * (a.ndim - 2)).expand_as(a)
 
+    def _called(self, a: Tensor) -> Tensor:
+        try:
+            pooled = self._function(a)  # type: ignore[misc]
+        except Exception as problem:  # the user's function: it may raise anything
+            raise LayerError(f"`pooling` failed: {type(problem).__name__}: {problem}") from problem
+        if not isinstance(pooled, Tensor) or pooled.ndim != 2:
+            got = f"shape {list(pooled.shape)}" if isinstance(pooled, Tensor) else type(pooled).__name__
+            raise LayerError(f"`pooling` expects a function that gives [n, d], got {got}.")
+        return pooled.clone()
+
     def _token_weights(self, a: Tensor, mask: Tensor | None) -> Tensor:
         n, t = a.shape[:2]
-        keep = torch.ones(n, t, device=a.device) if mask is None else mask.to(a.device).float()
+        keep = a.new_ones(n, t) if mask is None else mask.to(a)
         if keep.shape != (n, t):
-            keep = torch.ones(n, t, device=a.device)  # another length than the tokens': patches, or a prefix added
+            keep = a.new_ones(n, t)  # another length than the tokens': patches, or a prefix added
         if self.mode in ("first", "last"):
             place = torch.arange(t, device=a.device).expand(n, t)
             found = place.masked_fill(keep == 0, t).amin(1) if self.mode == "first" else (place * keep.long()).amax(1)
-            return (place == found.unsqueeze(1)).float()
+            return (place == found.unsqueeze(1)).to(a.dtype)
         if self.mode == "mean":
-            return torch.full((n, t), 1.0 / t, device=a.device)
+            return a.new_full((n, t), 1.0 / t)
         return keep / keep.sum(1, keepdim=True).clamp_min(1)
 
 

@@ -81,13 +81,18 @@ def _modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
-    held = [(m, name, b, b.detach().clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    held = [
+        (m, name, b, None if b is None else b.detach().clone())
+        for m in model.modules()
+        for name, b in m._buffers.items()  # named_buffers leaves out those that are None
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
             for owner, name, buffer, value in held:
-                buffer.copy_(value)
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
                 if getattr(owner, name) is not buffer:
                     setattr(owner, name, buffer)
 
@@ -111,7 +116,9 @@ def _metrics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _silent_log(model: nn.Module) -> Iterator[None]:
-    names = [n for n in ("log", "log_dict") if callable(getattr(model, n, None))]
+    found = [getattr(model, n, None) for n in ("log", "log_dict")]
+    logs = all(callable(f) and not isinstance(f, nn.Module) for f in found)  # else it is no LightningModule
+    names = ["log", "log_dict"] if logs else []
     before = {n: vars(model)[n] for n in names if n in vars(model)}
     try:
         for n in names:

@@ -63,7 +63,9 @@ def interventions(
             out[v.name] = Effect(None, note=f"withheld: {why}")
             notes.append(f"intervention of '{v.name}' withheld: {why}")
             continue
-        dz, do, weight, cell, source = parts
+        dz, z, do, weight, cell, source = parts
+        if f.kind == "binary" and not bool(dz.any()):
+            dz = -2 * z  # no label changed anywhere: the intervention leaves them as they are, and flips all the same
         weights = Weights(eq.weights.mode, weight, cell, eq.weights.cells, *eq.weights[4:])
         estimate = interventional_effect(dz, do, weights, source if eq.clustered else None)
         if estimate is None:
@@ -76,7 +78,7 @@ def interventions(
 
 def _no_pairs() -> tuple[Tensor, ...]:
     none = torch.zeros(0, dtype=torch.float64)
-    return none, none.view(0, 0), none, none.long(), none.long()
+    return none, none, none.view(0, 0), none, none.long(), none.long()
 
 
 def _pairs(
@@ -87,12 +89,12 @@ def _pairs(
     eq: Equation,
     replay: Replay,
 ) -> tuple[Tensor, ...] | None:
-    """Per sample the change of z, the change of the output, the weight, the cell and the source."""
+    """Per sample the change of z, z, the change of the output, the weight, the cell and the source."""
     rows = []
     with own_pass(caller.model, gradients=False):
-        for kept in replay.batches:
+        for kept, keep in replay.usable():
             batch = placed(kept, caller.device())
-            other = v.intervened(batch)
+            other = v.intervened(placed(kept, caller.device()))  # its own copy: it may write to it
             before = explain_output(caller.run(batch), None, eq.task).output.cpu()
             after = explain_output(caller.run(other), None, eq.task).output.cpu()
             if before.shape != after.shape:
@@ -102,11 +104,10 @@ def _pairs(
             values = reader.values(batch).cpu()
             z = f.encode(values[:, f.column])[:, 0]
             dz = f.encode(v.read(other)[0].cpu())[:, 0] - z
-            if f.kind == "binary" and not bool(dz.any()):
-                dz = -2 * z  # the label was left as it is: the intervention flips a binary variable all the same
             weight, cell = _weights_of(eq, values)
             source = reader.source(batch, len(values))
-            rows.append((dz, after - before, weight, cell, cell * 0 if source is None else source.cpu()))
+            found = (dz, z, after - before, weight, cell, cell * 0 if source is None else source.cpu())
+            rows.append(tuple(part[keep] for part in found))
     return tuple(torch.cat(parts) for parts in zip(*rows)) if rows else None
 
 

@@ -12,10 +12,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_interp.activations.capture import hooked
-from lightning_interp.activations.pooling import Pooling, tensor_of
+from lightning_interp.activations.pooling import Pooling, output_of
 from lightning_interp.activations.quiet import quiet
 from lightning_interp.activations.select import Layer
-from lightning_interp.batches import Inputs, moved, nbytes, size
+from lightning_interp.batches import Inputs, moved, nbytes
 from lightning_interp.errors import LayerError
 
 MAX_BYTES = 512 * 2**20
@@ -36,24 +36,35 @@ class Replay:
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.batches: list[Any] = []
+        self.batches: list[tuple[Any, Tensor, Tensor]] = []
         self.rows = self.bytes = 0
         self.full = False
 
-    def add(self, batch: Any, rows: int, window: int | None = None) -> None:
-        """Keep a batch of `rows` samples, if there is room; with `window`, let older ones go for it."""
+    def add(self, batch: Any, keep: Tensor, finite: Tensor, window: int | None = None) -> None:
+        """Keep a batch if there is room; with `window`, let older ones go for it.
+
+        Args:
+            batch: the batch.
+            keep: which of its rows count, bool `[n]`.
+            finite: whether its outputs are finite, a bool on the device, read when the batch is used.
+            window: batches to keep at most.
+        """
         while window is not None and len(self.batches) >= window:
-            old = self.batches.pop(0)
-            self.rows, self.bytes = self.rows - size(old), self.bytes - nbytes(old)
+            old, mask, _ = self.batches.pop(0)
+            self.rows, self.bytes = self.rows - len(mask), self.bytes - nbytes(old)
         if self.rows >= self.max_rows or self.full:
             return
         need = nbytes(batch)
         if self.bytes + need > self.max_bytes:
             self.full = True
             return
-        self.batches.append(moved(batch, "cpu"))
-        self.rows += rows
+        self.batches.append((moved(batch, "cpu"), keep, finite))
+        self.rows += len(keep)
         self.bytes += need
+
+    def usable(self) -> Iterator[tuple[Any, Tensor]]:
+        """The batches whose outputs were finite, each with the rows that count."""
+        return ((batch, keep.cpu()) for batch, keep, finite in self.batches if bool(finite) and bool(keep.any()))
 
     def note(self) -> str | None:
         """What to say where fewer samples were kept than asked for."""
@@ -89,11 +100,11 @@ class Caller:
         raw: list[Tensor | None] = []
 
         def read(name: str, layer: Layer, output: Any) -> None:
-            raw.append(tensor_of(output, layer.key))
+            raw.append(output_of(output, layer.key))
 
         with self.context(), hooked({} if self.output is None else {"output": self.output}, read):
             result = self.inputs.call(self.model, batch)
-        found = tensor_of(result, "logits" if hasattr(result, "logits") else None) if self.output is None else None
+        found = output_of(result) if self.output is None else None
         out = next((r for r in reversed(raw) if r is not None), found)
         if out is None:
             raise LayerError("`output` gave no tensor in a pass of its own; check `inputs` and `output`.")

@@ -86,9 +86,9 @@ def sensitivities(
     stacks = {n: torch.cat([rows[v] @ d for v, d in r.directions.items()]) for n, r in known.items()}
     sums = {n: _Gradients(stacks[n]) for n in known}
     with own_pass(caller.model, gradients=True):
-        for batch in replay.batches:
+        for batch, keep in replay.usable():
             for name, g in _batch_gradients(caller, {n: layers[n] for n in known}, batch, eq.task).items():
-                sums[name].add(g)
+                sums[name].add(g[:, keep.to(g.device)])
     found = {n: s.merged() for n, s in sums.items()}
     return _tested(eq, known, stacks, {n: s for n, s in found.items() if s.n})
 
@@ -101,36 +101,37 @@ def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, ta
     def nudge(name: str, layer: Layer, output: Any) -> Any:
         # A zero step is added to the activation: its gradient is the pooled gradient, safe under in-place layers after it.
         a = tensor_of(output, layer.key)
-        if a is None or not a.is_floating_point():
+        if a is None or not a.is_floating_point() or not torch.is_grad_enabled():
             return None
         d = caller.pooling.pool(a.detach(), layer.module, mask).shape[1]
-        steps[name] = torch.zeros(len(a), d, device=a.device, requires_grad=True)
+        wide = torch.promote_types(a.dtype, torch.float32)
+        steps[name] = torch.zeros(len(a), d, device=a.device, dtype=wide, requires_grad=True)
         return _replaced(output, a, a + caller.pooling.lift(steps[name], a, layer.module, mask))
 
     with hooked(layers, nudge):
         raw = caller.run(batch)
     o = explain_output(raw, None, task).output
-    names = list(steps)
+    names = list(steps) if o.requires_grad else []
     out: dict[str, list[Tensor]] = {n: [] for n in names}
-    for k in range(o.shape[1]):
+    for k in range(o.shape[1] if names else 0):
         got = torch.autograd.grad(o[:, k].sum(), [steps[n] for n in names], retain_graph=k + 1 < o.shape[1], allow_unused=True)
         for n, g in zip(names, got):
             out[n].append(torch.zeros_like(steps[n]) if g is None else g)
-    return {n: torch.stack(g) for n, g in out.items()}
+    return {n: torch.stack(g) for n, g in out.items() if g}
 
 
 def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
     if output is old:
         return new
-    if isinstance(output, tuple) and not hasattr(output, "_fields"):
-        return tuple(_replaced(part, old, new) for part in output)
+    if isinstance(output, tuple):
+        parts = [_replaced(part, old, new) for part in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
     if isinstance(output, list):
         return [_replaced(part, old, new) for part in output]
     if isinstance(output, Mapping):
         copied = type(output)(output)  # type: ignore[call-arg]
         for key in output:
-            if output[key] is old:
-                copied[key] = new  # type: ignore[index]
+            copied[key] = _replaced(output[key], old, new)  # type: ignore[index]
         return copied
     return output
 

@@ -181,15 +181,21 @@ def test_the_kept_rows_are_those_with_the_smallest_numbers():
     assert torch.equal(s.kept_second, uniform(key, 3, FOLD)[at] >= 0.5)
 
 
-def test_a_source_lies_in_one_fold():
+def test_a_source_lies_in_one_fold_and_is_kept_whole():
     h, values, key = data(300)
     source = torch.arange(300) // 3
-    s = summary([slice(None)], h, values, key, [True, True], source=source)
-    chance = uniform(key, 3, KEPT).argsort()
-    fold_of = {}
-    for at, second in zip(source[chance].tolist(), s.kept_second.tolist()):
-        assert fold_of.setdefault(at, second) == second
-    assert 0 < sum(fold_of.values()) < len(fold_of) == 100
+    h[:, 0] = torch.arange(300)  # tells which row it is
+    s = summary(shuffled(300, 31, seed=2), h, values, key, [True, True], max_kept=60, source=source)
+    fold_of, rows_of = {}, {}
+    for at, second in zip(s.kept[:, 0].long().tolist(), s.kept_second.tolist()):
+        assert fold_of.setdefault(at // 3, second) == second
+        rows_of[at // 3] = rows_of.get(at // 3, 0) + 1
+    assert set(rows_of.values()) == {3}
+    assert 0 < sum(fold_of.values()) < len(fold_of) == 20
+    everything = summary([slice(None)], h, values, key, [True, True], source=source)
+    assert sum(float(m.count[0]) for m in everything.folds) == 300
+    in_second = {int(at) // 3 for at in everything.kept[everything.kept_second, 0]}
+    assert float(everything.folds[1].count[0]) == 3 * len(in_second)
 
 
 def test_membership_worked_out_once_serves_every_layer():
