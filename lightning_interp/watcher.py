@@ -104,8 +104,9 @@ class Watcher:
             if self.output is not None:
                 stack.enter_context(hooked({"output": self.output}, read_output))
             elif root:
-                stack.enter_context(self._root.watching(self.model))
+                # First the reader, for hooks run in the order of their coming: it must see the call as still running.
                 stack.enter_context(hooked({"output": Layer(self.model, None, True)}, read_output))
+                stack.enter_context(self._root.watching(self.model))
             yield
 
     def rows(self, watch: Watch, limit: int | None) -> Rows:

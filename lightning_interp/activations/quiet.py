@@ -81,32 +81,29 @@ def _modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
-    held = [
-        (m, name, b, None if b is None else b.detach().clone())
-        for m in model.modules()
-        for name, b in m._buffers.items()  # named_buffers leaves out those that are None
-    ]
+    # The pass works on copies: what inference mode made (trainer.validate) could be neither written to nor put back outside it.
+    held = [(m, dict(m._buffers)) for m in model.modules()]
     try:
+        for m, buffers in held:
+            m._buffers.update({name: b.detach().clone() for name, b in buffers.items() if b is not None})
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, buffer, value in held:
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
-                if getattr(owner, name) is not buffer:
-                    setattr(owner, name, buffer)
+        for m, buffers in held:
+            m._buffers.update(buffers)
 
 
 @contextmanager
 def _metrics(model: nn.Module) -> Iterator[None]:
-    # torchmetrics keeps its states in plain attributes; lists are copied, tensors are replaced and not written to.
+    # torchmetrics keeps its states in plain attributes.
     names = ("_update_count", "_computed", "_forward_cache")
     held = []
-    for m in model.modules():
-        if isinstance(m, Metric):
-            state = {k: list(v) if isinstance(v, list) else v.clone() for k, v in m.metric_state.items()}
-            held.append((m, state, {k: getattr(m, k) for k in names}))
     try:
+        for m in model.modules():
+            if isinstance(m, Metric):
+                state = dict(m.metric_state)
+                held.append((m, state, {k: getattr(m, k) for k in names}))
+                for k, v in state.items():
+                    setattr(m, k, list(v) if isinstance(v, list) else v.clone())
         yield
     finally:
         for metric, state, rest in held:

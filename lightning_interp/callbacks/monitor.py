@@ -149,10 +149,10 @@ class ConceptMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers; a name that is not there is an error before the first step."""
         self._attach(trainer, pl_module)
-        self._global_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the data that is to be watched never comes."""
+        self._global_step = trainer.global_step  # not in on_fit_start: a checkpoint's step is restored after it
         if self.data == "val" and not _validates(trainer):
             self.monitor.say(
                 "`data='val'`: this Trainer runs no validation loop, so there will be no event. "
@@ -172,15 +172,20 @@ class ConceptMonitor(Callback):
         self.monitor.bind(pl_module)
 
     def _discard(self, exception: BaseException | None) -> None:
+        self._abandon(exception)
+        self.monitor.restart()
+
+    def _abandon(self, exception: BaseException | None = None) -> None:
+        """Remove the hooks and forget the batch, where its end never came."""
         problem = exception or RuntimeError("stopped within a batch")
         watching, self._watching = self._watching, ExitStack()
         watching.__exit__(type(problem), problem, problem.__traceback__)
-        self.monitor.restart()
 
     # --- the validation loop ------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this validation run is due."""
+        self._abandon()
         self._due = not trainer.sanity_checking and self._validation_due(trainer)
         if not self._due:
             return
@@ -225,10 +230,17 @@ class ConceptMonitor(Callback):
 
     # --- the training loop --------------------------------------------------------------------------------------------
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know which samples of the epoch are a sampler's padding."""
+        if self.data == "train":
+            self._padding = PaddingCount(trainer.train_dataloader)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Within the window before an event, read the labels and attach the hooks."""
-        if self.data == "train" and self._in_window(trainer, size(batch), batch_idx):
-            self._watch(batch, None)
+        if self.data == "train":
+            real = self._padding.real(size(batch))
+            if self._in_window(trainer, size(batch), batch_idx):
+                self._watch(batch, real)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -243,16 +255,17 @@ class ConceptMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure at the end of a due epoch, where no validation run does."""
+        self._abandon()  # on_train_batch_start may have returned -1
         if self.data == "val" or not self.schedule.epoch_due(trainer.current_epoch):
             return
         if self.data == "train" or not _validates(trainer):
-            self._measure(trainer)
+            self._measure(trainer, after=1)
 
     def _in_window(self, trainer: Trainer, rows: int, batch_idx: int) -> bool:
         batches = -(-self.monitor.max_samples // max(1, rows * trainer.world_size))
         if self.schedule.by_steps:
-            left = self.schedule.steps_to_next(self._steps) * max(1, trainer.accumulate_grad_batches)
-            return left <= batches + trainer.accumulate_grad_batches - 1
+            each = max(1, trainer.accumulate_grad_batches)
+            return self.schedule.steps_to_next(self._steps) * each - batch_idx % each <= batches
         if not self.schedule.epoch_due(trainer.current_epoch):
             return False
         total = trainer.num_training_batches
@@ -266,7 +279,7 @@ class ConceptMonitor(Callback):
     def _watch(self, batch: Any, limit: int | None) -> None:
         self._watching.enter_context(self.monitor.watching(batch, limit))
 
-    def _measure(self, trainer: Trainer) -> None:
+    def _measure(self, trainer: Trainer, after: int = 0) -> None:
         if not isinstance(self.data, str):
             self.monitor.run(probe_loader(self.data))
         try:
@@ -279,7 +292,7 @@ class ConceptMonitor(Callback):
             return
         self._publish(trainer, event)
         if not _dry(trainer):
-            self._write(trainer, event)
+            self._write(trainer, event, _logger_step(trainer) - after)
 
     def _publish(self, trainer: Trainer, event: Event) -> None:
         # Not `log`: that is gated by log_every_n_steps, averages what two callbacks log, and is not allowed in every hook.
@@ -289,8 +302,7 @@ class ConceptMonitor(Callback):
             {key: torch.tensor(value, device=device) for key, value in self._scalars(event).items()}
         )
 
-    def _write(self, trainer: Trainer, event: Event) -> None:
-        step = _logger_step(trainer)
+    def _write(self, trainer: Trainer, event: Event, step: int) -> None:
         scalars = self._scalars(event)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)

@@ -137,6 +137,8 @@ def program(folder: str) -> None:
         except Exception as problem:
             found = {"error": f"{type(problem).__name__}: {problem}"}
         torch.save(found, Path(folder) / f"{name}.{rank}")
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads now and then abort a process that ends in the ordinary way, its work long done
 
 
 @pytest.fixture(scope="module")

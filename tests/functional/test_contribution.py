@@ -79,27 +79,30 @@ def dense_bell_mccaffrey(z, w, contrast):
 
 
 def dense_cr2(z, o, w, cell, source, contrast):
-    """b, var and df of one contrast, with the matrix square root of every source's block of I − H."""
+    """b, var, Welch's and Bell & McCaffrey's df of one contrast: matrix square roots of every source's block of I − H."""
     x = with_intercept(z)
     bread = np.linalg.inv(x.T @ np.diag(w) @ x)
     b = bread @ x.T @ np.diag(w) @ o
     root = np.sqrt(w)[:, None] * x
     hat = root @ bread @ root.T
     e = np.sqrt(w)[:, None] * (o - x @ b)
-    variance = np.zeros(o.shape[1])
-    for g in np.unique(source):
-        at = np.flatnonzero(source == g)
+    ids = np.unique(source)
+    loadings = np.zeros((len(ids), len(x)))
+    for g, name in enumerate(ids):
+        at = np.flatnonzero(source == name)
         values, vectors = np.linalg.eigh(np.eye(len(at)) - hat[np.ix_(at, at)])
         adjust = vectors @ np.diag(values**-0.5) @ vectors.T
-        variance += (contrast @ bread @ root[at].T @ adjust @ e[at]) ** 2
+        loadings[g, at] = contrast @ bread @ root[at].T @ adjust
+    variance = ((loadings @ e) ** 2).sum(0)
+    omega = loadings @ (np.eye(len(x)) - hat) @ loadings.T  # of the scores, where √W e has the covariance I − H
     loading = x @ bread @ contrast * w
     squares = {}
     for pair in {(cell[i], source[i]) for i in range(len(x))}:
         at = (cell == pair[0]) & (source == pair[1])
         squares.setdefault(pair[0], []).append(loading[at].sum() ** 2)
     total = sum(sum(s) for s in squares.values())
-    df = total**2 / sum(sum(s) ** 2 / max(len(s) - 1, 0.5) for s in squares.values())
-    return contrast @ b, variance, max(df, 1.0)
+    welch = total**2 / sum(sum(s) ** 2 / max(len(s) - 1, 0.5) for s in squares.values())
+    return contrast @ b, variance, welch, np.trace(omega) ** 2 / np.trace(omega @ omega)
 
 
 @given(SEEDS, st.integers(1, 3), st.integers(2, 4))
@@ -161,24 +164,60 @@ def test_clustered_intervals_are_those_of_dense_matrix_square_roots(seed, source
     variance, df = fitted.variance(torch.tensor(contrast)), fitted.degrees_of_freedom(torch.tensor(contrast))
     if fitted.leverage > 0.99:
         return  # the square root has no inverse; the interval is withheld
+    fewer = fitted.sources.bell_mccaffrey(torch.tensor(contrast))
     for k in range(2):
-        _, expected, expected_df = dense_cr2(z, o, w, cell, source, contrast[k])
+        _, expected, welch, satterthwaite = dense_cr2(z, o, w, cell, source, contrast[k])
         np.testing.assert_allclose(variance[k], expected, rtol=1e-7)
-        np.testing.assert_allclose(df[k], expected_df, rtol=1e-9)
+        np.testing.assert_allclose(fewer[k], satterthwaite, rtol=1e-7)
+        np.testing.assert_allclose(df[k], max(1.0, min(welch, satterthwaite)), rtol=1e-7)
 
 
 @given(SEEDS)
-def test_sources_of_one_sample_each_give_the_unclustered_standard_error_and_welchs_degrees_of_freedom(seed):
+def test_sources_of_one_sample_each_give_the_unclustered_standard_error(seed):
     z, o, w, cell, _ = sample(seed)
-    contrast = torch.eye(4, dtype=torch.float64)
+    contrast, source = torch.eye(4, dtype=torch.float64), np.random.default_rng(seed).permutation(60)
     alone = effects(fit(torch.tensor(z), plain_table(z, o), weights_of(w, cell)), contrast)
-    rows = plain_table(z, o, np.random.default_rng(seed).permutation(60))
-    sourced = effects(fit(torch.tensor(z), rows, weights_of(w, cell), clustered=True), contrast)
+    sourced = effects(fit(torch.tensor(z), plain_table(z, o, source), weights_of(w, cell), clustered=True), contrast)
     torch.testing.assert_close(sourced.value, alone.value, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(sourced.se, alone.se, rtol=1e-9, atol=1e-12, equal_nan=True)
-    welch = [loop_of_hc2(z, o, w, cell, k)[2] for k in contrast.numpy()]
-    np.testing.assert_allclose(sourced.df[:, 0], welch, rtol=1e-9)
-    assert (alone.df <= sourced.df + 1e-9).all()
+    expected = [max(1.0, min(dense_cr2(z, o, w, cell, source, k)[2:])) for k in contrast.numpy()]
+    np.testing.assert_allclose(sourced.df[:, 0], expected, rtol=1e-8)
+
+
+@given(SEEDS)
+def test_sources_of_one_sample_each_give_the_unclustered_interval_where_the_weights_are_equal(seed):
+    z, o, _, cell, _ = sample(seed)
+    equal, contrast = weights_of(np.full(60, 1 / 60), cell), torch.eye(4, dtype=torch.float64)
+    source = np.random.default_rng(seed).permutation(60)
+    alone = effects(fit(torch.tensor(z), plain_table(z, o), equal), contrast)
+    sourced = effects(fit(torch.tensor(z), plain_table(z, o, source), equal, clustered=True), contrast)
+    for a, b in zip(alone[:6], sourced[:6]):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("each", [1, 3])
+@pytest.mark.parametrize(("n0", "n1"), [(4, 40), (40, 4), (10, 10), (2, 2)])
+def test_the_fewer_of_two_degrees_of_freedom_are_taken_and_welchs_are_in_a_small_cell(n0, n1, each):
+    # Two cells of sources, weighted equally. Errors of covariance W⁻¹ are as noisy as their cell is large.
+    cell, source = np.repeat([0, 1], [n0 * each, n1 * each]), np.arange((n0 + n1) * each) // each
+    z, w = (cell - 0.5)[:, None], np.repeat([1 / (2 * n0 * each), 1 / (2 * n1 * each)], [n0 * each, n1 * each])
+    rows = plain_table(z, np.random.default_rng(0).normal(size=(len(z), 1)), source)
+    fitted = fit(torch.tensor(z), rows, weights_of(w, cell), clustered=True)
+    difference = torch.tensor([[0.0, 1.0]]).double()
+    welch = (1 / n0 + 1 / n1) ** 2 / (1 / (n0**2 * (n0 - 1)) + 1 / (n1**2 * (n1 - 1)))
+    other = 4 / (1 / (n0 - 1) + 1 / (n1 - 1))
+    assert welch <= other + 1e-9
+    assert float(fitted.sources.bell_mccaffrey(difference)) == pytest.approx(other, rel=1e-9)
+    assert float(fitted.degrees_of_freedom(difference)) == pytest.approx(welch, rel=1e-9)
+
+
+def test_the_slope_of_a_skewed_variable_of_the_source_has_fewer_degrees_of_freedom_than_its_sources_tell():
+    source = np.arange(400) // 4
+    x = (np.random.default_rng(0).exponential(size=(100, 1)) ** 2)[source]
+    rows = plain_table(x, np.zeros((400, 1)), source)
+    fitted = fit(torch.tensor(x), rows, weights_of(np.full(400, 1 / 400), np.zeros(400, int)), clustered=True)
+    slope = torch.tensor([[0.0, 1.0]]).double()
+    assert float(fitted.degrees_of_freedom(slope)) == float(fitted.sources.bell_mccaffrey(slope)) < 20
 
 
 @given(SEEDS, st.booleans())
@@ -360,8 +399,8 @@ def fit_of_cells(sizes: list[int], source: np.ndarray | None = None):
     ("sizes", "note"),
     [
         ([30, 1], "withheld: the smallest cell has 1 of the 2 samples that an interval needs"),
-        ([30, 2], "few: the smallest cell has 2 samples"),
-        ([30, 4], "few: the smallest cell has 4 samples"),
+        ([30, 2], "few: the smallest cell has 2 of the 5 samples that would be enough"),
+        ([30, 4], "few: the smallest cell has 4 of the 5 samples that would be enough"),
         ([30, 5], None),
     ],
 )
@@ -377,14 +416,15 @@ def test_a_small_cell_is_noted_and_a_single_sample_withholds(sizes, note):
 def test_a_cell_of_one_sample_withholds_only_where_the_cells_are_few_enough_to_be_balanced():
     assert interval_note(fit_of_cells([3] * (MAX_CELLS - 1) + [1])).startswith("withheld")
     many = fit_of_cells([3] * MAX_CELLS + [1])
-    assert interval_note(many) == "few: the smallest cell has 1 samples"
+    assert interval_note(many) == "few: the smallest cell has 1 of the 5 samples that would be enough"
     assert effects(many, torch.eye(2, dtype=torch.float64)).low.isfinite().all()
     assert interval_note(fit_of_cells([5] * (MAX_CELLS + 1))) is None
 
 
 def test_many_cells_of_one_source_each_do_not_withhold_either():
     source = np.arange(2 * MAX_CELLS + 2) // 2
-    assert interval_note(fit_of_cells([2] * (MAX_CELLS + 1), source)) == "few: the smallest cell has 1 sources"
+    note = interval_note(fit_of_cells([2] * (MAX_CELLS + 1), source))
+    assert note == "few: the smallest cell has 1 of the 5 sources that would be enough"
     assert interval_note(fit_of_cells([2] * MAX_CELLS, source[: 2 * MAX_CELLS])).startswith("withheld")
 
 
@@ -393,7 +433,7 @@ def test_clustered_intervals_count_sources_not_samples():
     note = interval_note(fit_of_cells([30, 12], source))
     assert note == "withheld: the smallest cell has 1 of the 2 sources that an interval needs"
     source[-4:] = 100
-    assert interval_note(fit_of_cells([30, 12], source)) == "few: the smallest cell has 2 sources"
+    assert interval_note(fit_of_cells([30, 12], source)) == "few: the smallest cell has 2 of the 5 sources that would be enough"
 
 
 def test_a_sample_that_decides_a_coefficient_alone_withholds():

@@ -49,7 +49,7 @@ def assert_same(a, b):
         torch.testing.assert_close(m_a.mean, m_b.mean[at], rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(m_a.cross, m_b.cross[at], rtol=1e-10, atol=1e-9)
         torch.testing.assert_close(m_a.gram, m_b.gram, rtol=1e-11, atol=1e-9)
-    for name in ("kept", "kept_values", "kept_second"):
+    for name in ("kept", "kept_values", "kept_second", "kept_source"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
@@ -196,6 +196,23 @@ def test_a_source_lies_in_one_fold_and_is_kept_whole():
     assert sum(float(m.count[0]) for m in everything.folds) == 300
     in_second = {int(at) // 3 for at in everything.kept[everything.kept_second, 0]}
     assert float(everything.folds[1].count[0]) == 3 * len(in_second)
+
+
+@pytest.mark.parametrize("max_kept", [2, 40, 177])
+@pytest.mark.parametrize("size", [1, 31, 300])
+def test_whole_sources_are_kept_in_any_split_and_order(size, max_kept):
+    h, values, key = data(300)
+    g = torch.Generator().manual_seed(7)
+    source = torch.randint(-(2**62), 2**62, (60,), generator=g)[torch.randint(60, (300,), generator=g)]
+    s = summary(shuffled(300, size, seed=size), h, values, key, [True, True], max_kept, source)
+    # Sources by their number, samples of a source by theirs.
+    order = sorted(zip(uniform(source, 3, KEPT).tolist(), uniform(key, 3, KEPT).tolist(), range(300)))
+    at = torch.tensor([i for *_, i in order[:max_kept]])
+    assert torch.equal(s.kept, h[at])
+    assert torch.equal(s.kept_source, source[at])
+    kept = [(int((s.kept_source == x).sum()), int((source == x).sum())) for x in s.kept_source.unique()]
+    assert sum(some < all_ for some, all_ in kept) <= 1
+    assert_same(s, summary([slice(None)], h, values, key, [True, True], max_kept, source))
 
 
 def test_membership_worked_out_once_serves_every_layer():
