@@ -398,7 +398,8 @@ def test_of(raw: Tensor, h: Tensor, gradient: Tensor, t: Alarm, source: Tensor |
     s = derivative(gradient, b)
     kept = slice(None)
     if t.kept < t.n:  # the rows that `LayerStatistics` would keep
-        kept = membership(raw, torch.arange(t.n) + k * t.n, source, [True, True], 0).order[: t.kept]
+        ids = None if source is None else source + k * t.n  # others in every replicate, so that others are kept
+        kept = membership(raw, torch.arange(t.n) + k * t.n, ids, [True, True], 0).order[: t.kept]
     rows = table(raw[kept], h[kept] @ gradient.T, None if source is None else source[kept])
     grouped = sample_weights(design, rows.values, rows.count, t.mode)
     fitted = fit(design.encode(rows.values), rows, grouped, source is not None)

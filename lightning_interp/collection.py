@@ -84,14 +84,16 @@ class Collection:
         self.seed = seed
         self.task: str | None = None
         self.level_names: dict[int, dict[float, str]] = {}
+        self._table = OutputTable(len(self.kinds))
+        self._layers: dict[str, LayerStatistics] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget all rows."""
         self._pending: list[Rows] = []
         self._waiting: list[Rows] = []  # in the table already, their activations not yet summed
-        self._table = OutputTable(len(self.kinds))
-        self._layers: dict[str, LayerStatistics] = {}
+        for metric in (self._table, *self._layers.values()):
+            metric.reset()
         self.discrete: list[bool] | None = None
         self.not_finite = 0
 
@@ -128,11 +130,7 @@ class Collection:
             )
         out = {}
         for name in self.names:
-            metric = self._layers.get(name)
-            if metric is None:  # no row here, but other processes may have some
-                metric = LayerStatistics(discrete, self.chunk, self.seed)
-                metric.update(torch.empty(0, 0), torch.empty(0, len(self.kinds)), torch.empty(0, dtype=torch.int64))
-            found = metric.merged()
+            found = self._metric(name, discrete).merged()  # also where no row is here: other processes may have some
             if found is not None:
                 out[name] = found
         return out, None
@@ -173,10 +171,15 @@ class Collection:
             ran = [r for r in waiting if name in r.layers]
             if not ran:
                 continue
-            if name not in self._layers:
-                self._layers[name] = LayerStatistics(discrete, self.chunk, self.seed)
+            metric = self._metric(name, discrete)
             places = everywhere if len(ran) == len(waiting) else self._places(ran)
-            self._layers[name].update(torch.cat([r.layers[name] for r in ran]).to(places[0].device), *places)
+            metric.update(torch.cat([r.layers[name] for r in ran]).to(places[0].device), *places)
+
+    def _metric(self, name: str, discrete: Sequence[bool]) -> LayerStatistics:
+        # Kept from event to event: making one costs more than summing a small layer.
+        if name not in self._layers or self._layers[name].discrete != list(discrete):
+            self._layers[name] = LayerStatistics(discrete, self.chunk, self.seed)
+        return self._layers[name]
 
     def _places(self, rows: Sequence[Rows]) -> tuple[Tensor, Tensor, Tensor | None, Membership]:
         values, key = torch.cat([r.values for r in rows]), torch.cat([r.key for r in rows])

@@ -81,12 +81,14 @@ class FoldTargets:
     Attributes:
         blocks: columns of each variable.
         controls: columns of each control, `CONTROLS` per variable.
+        middle: {discrete variable: weights of the groups in the activation half way between a level and the rest, `[t, g]`}.
     """
 
     def __init__(self, eq: Equation, keys: Tensor, m: Moments, discrete: Sequence[bool]) -> None:
         self.blocks: list[slice] = []
         self.controls: list[slice] = []
         self._continuous: list[tuple[int, Target]] = []
+        self.middle = {f.name: _middle(f, keys, m.count, discrete) for f in eq.design.factors if f.discrete}
         rows, means, variances, start = [], [], [], 0
         for f in eq.design.factors:
             for i, t in enumerate([target_of(f, keys, discrete, indicators=True), *control_targets(f, eq, keys)]):
@@ -130,6 +132,15 @@ class HeldOut(NamedTuple):
     rows: Tensor
     level: dict[str, Tensor]
     positive: dict[str, Tensor]
+
+
+def _middle(f: Factor, keys: Tensor, count: Tensor, discrete: Sequence[bool]) -> Tensor:
+    target = target_of(f, keys, discrete, indicators=True)
+    mass = count[target.groups].unsqueeze(1)
+    inside, outside = mass * target.codes, mass * (1 - target.codes)
+    out = torch.zeros(target.codes.shape[1], len(count), dtype=torch.float64)
+    out[:, target.groups] = (inside / inside.sum(0).clamp_min(1) + outside / outside.sum(0).clamp_min(1)).T / 2
+    return out
 
 
 class LayerReader:
@@ -201,7 +212,7 @@ class LayerReader:
         sides = [held_out_r2(probes[1 - i], layer.folds[i], known[i], blocks) for i in (0, 1)]
         r2 = (sides[0] + sides[1]) / 2
         noise = r2[len(factors) :].view(len(factors), CONTROLS).nanmean(1).nan_to_num().clamp_min(0)
-        read = self._classification(layer, probes, targets[0].blocks)
+        read = self._classification(layer, probes, targets)
         out = {}
         for i, f in enumerate(factors):
             value = float(r2[i])
@@ -218,16 +229,17 @@ class LayerReader:
         return self._folds[shared]
 
     def _classification(
-        self, layer: LayerSummary, probes: Sequence[Probe], blocks: Sequence[slice]
+        self, layer: LayerSummary, probes: Sequence[Probe], targets: Sequence[FoldTargets]
     ) -> dict[str, tuple[float | None, float | None]]:
         """Balanced accuracy and AUROC on the kept rows, each half read by the probe of the other."""
-        wanted = [(f, b) for f, b in zip(self.eq.design.factors, blocks) if f.discrete]
+        wanted = [(f, b) for f, b in zip(self.eq.design.factors, targets[0].blocks) if f.discrete]
         read: dict[str, list[tuple[Tensor, Tensor]]] = {f.name: [] for f, _ in wanted}
         for fold, (probe, held) in enumerate(zip(probes, self._held_out(layer))):
             scores = probe.scores(layer.kept[held.rows])
             for f, b in wanted:
-                only = Probe(probe.weight[:, b], probe.bias[b])
-                middle = self._midpoint(f, layer.keys[fold], layer.folds[fold], only)
+                middle = Probe(probe.weight[:, b], probe.bias[b]).between(
+                    targets[fold].middle[f.name] @ layer.folds[fold].hidden
+                )
                 level, positive = held.level[f.name], held.positive[f.name]
                 read[f.name].append((balanced_accuracy(scores[:, b], level, middle), auroc(scores[:, b], positive).nanmean()))
         return {name: (_mean([a for a, _ in pairs]), _mean([a for _, a in pairs])) for name, pairs in read.items()}
@@ -244,15 +256,6 @@ class LayerReader:
                 folds.append(HeldOut(rows, level, positive))
             self._kept = (kept, folds)
         return self._kept[1]
-
-    def _midpoint(self, f: Factor, keys: Tensor, m: Moments, probe: Probe) -> Tensor:
-        target = target_of(f, keys, self.discrete, indicators=True)
-        mass = m.count[target.groups].unsqueeze(1)
-        inside, outside = mass * target.codes, mass * (1 - target.codes)
-        hidden = m.hidden[target.groups]
-        at = (inside.T @ hidden) / inside.sum(0).clamp_min(1).unsqueeze(1)
-        rest = (outside.T @ hidden) / outside.sum(0).clamp_min(1).unsqueeze(1)
-        return ((at + rest) / 2 * probe.weight.T).sum(1) + probe.bias
 
 
 def _mean(parts: Sequence[Tensor]) -> float | None:

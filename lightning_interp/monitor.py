@@ -185,6 +185,7 @@ class Monitor:
         self._replay.clear()
         if self._bound is not None:
             self._bound.widths.clear()
+            self._bound.refresh()
         self._skipped = 0
 
     def _begin(self, batch: Any) -> Watch | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_interp.activations.capture import RootCalls, hooked
 from lightning_interp.activations.pooling import Pooling, output_of, tensor_of
-from lightning_interp.activations.quiet import eager
+from lightning_interp.activations.quiet import compiled, eager
 from lightning_interp.activations.select import Layer, find_module, module_names, select
 from lightning_interp.collection import Rows, all_finite
 from lightning_interp.errors import InterpError, LabelError, LayerError
@@ -68,7 +68,12 @@ class Watcher:
         self._pooling = pooling
         self._say = say
         self._root = RootCalls()
+        self.refresh()
         self.widths: dict[str, int] = {}
+
+    def refresh(self) -> None:
+        """Look at the model anew: parts of it may have been compiled since."""
+        self._compiled = compiled(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +104,7 @@ class Watcher:
                 watch.take(output, layer.key)
 
         with ExitStack() as stack:
-            stack.enter_context(eager(self.model))
+            stack.enter_context(eager(self.model, self._compiled))
             stack.enter_context(hooked(self.layers, read_layer))
             if self.output is not None:
                 stack.enter_context(hooked({"output": self.output}, read_output))

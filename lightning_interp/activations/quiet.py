@@ -36,9 +36,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Run compiled parts eagerly: hooks added after compilation never fire there."""
-    if not compiled(model):
+def eager(model: nn.Module, needed: bool | None = None) -> Iterator[None]:
+    """Run compiled parts eagerly: hooks added after compilation never fire there.
+
+    Args:
+        model: the model.
+        needed: whether it has compiled parts, where that is known already.
+    """
+    if not (compiled(model) if needed is None else needed):
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -33,6 +33,10 @@ class Probe(NamedTuple):
         """Predictions for activations `[n, d]`, `[n, t]`."""
         return h.double() @ self.weight + self.bias
 
+    def between(self, middle: Tensor) -> Tensor:
+        """Prediction of each column at an activation of its own, `[t, d]` to `[t]`."""
+        return (middle * self.weight.T).sum(1) + self.bias
+
 
 def stack(crosses: Sequence[Cross]) -> Cross:
     """Several targets' moments side by side."""
