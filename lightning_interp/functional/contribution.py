@@ -113,20 +113,24 @@ class Sources(NamedTuple):
     Attributes:
         scores: Σ L (I − H)^(−½) e, `[g, 1 + q, c]`.
         gram: K = Q'Q of the source, `[g, 1 + q, 1 + q]`.
+        noise: Q'WQ of the source, `[g, 1 + q, 1 + q]`.
         shrunk: (I − K)^(−½) (Z'WZ)^(−½), `[g, 1 + q, 1 + q]`.
     """
 
     scores: Tensor
     gram: Tensor
+    noise: Tensor
     shrunk: Tensor
 
     def bell_mccaffrey(self, contrast: Tensor) -> Tensor:
-        """(tr Ω)²/tr Ω², Ω the covariance of the sources' scores where the errors' covariance is W⁻¹, `[m]`."""
+        """(tr Ω)²/tr Ω², Ω the covariance of the sources' scores where errors are independent and alike, `[m]`."""
         t = torch.einsum("gij,mj->mgi", self.shrunk, contrast)
-        u = torch.einsum("gij,mgj->mgi", self.gram, t)
-        d, s = (t * u).sum(2), (u * u).sum(2)
-        uu = torch.einsum("mgi,mgj->mij", u, u)
-        return (d - s).sum(1) ** 2 / ((d**2 - 2 * d * s).sum(1) + (uu**2).sum((1, 2)))
+        u, p = torch.einsum("gij,mgj->mgi", self.gram, t), torch.einsum("gij,mgj->mgi", self.noise, t)
+        a = torch.cat([p, u, -(u @ self.noise.sum(0))], dim=2)
+        b = -torch.cat([u, p, u], dim=2)  # Ω = diag(t'p) + AB', of low rank: no sum over pairs of sources
+        own, low = (t * p).sum(2), (a * b).sum(2)
+        square = (own**2 + 2 * own * low).sum(1) + ((a.mT @ a) * (b.mT @ b)).sum((1, 2))
+        return (own + low).sum(1) ** 2 / square
 
 
 class Fit(NamedTuple):
@@ -230,23 +234,24 @@ def fit(z: Tensor, rows: Table, weights: Weights, clustered: bool = False) -> Fi
     residual = rows.mean - x @ coefficients
     labels = (rows.count, weights.cell, rows.source)
     if clustered:
-        sources, leverage = _sources(q, root, mass, residual, rows.source)
+        sources, leverage = _sources(q, root, mass, weights.row, residual, rows.source)
         return Fit(coefficients, influence, residual, torch.empty(0), sources, leverage, x, labels)
     h = weights.row * (q**2).sum(1)
     squares = (rows.m2 + rows.count.unsqueeze(1) * residual**2) / (1 - h).clamp_min(1e-12).unsqueeze(1)
     return Fit(coefficients, influence, residual, squares, None, float(h.max()), x, labels)
 
 
-def _sources(q: Tensor, root: Tensor, mass: Tensor, residual: Tensor, source: Tensor) -> tuple[Sources, float]:
+def _sources(q: Tensor, root: Tensor, mass: Tensor, weight: Tensor, residual: Tensor, source: Tensor) -> tuple[Sources, float]:
     # A source's score equals (Z'WZ)^(−½) (I − K)^(−½) Q'√W e: p × p matrices, however many samples a source has.
     _, unit = torch.unique(source, return_inverse=True)
     units, p = int(unit.max()) + 1, q.shape[1]
-    k = _sum((mass[:, None, None] * q.unsqueeze(2) * q.unsqueeze(1)).flatten(1), unit, units).view(units, p, p)
+    squares = q.unsqueeze(2) * q.unsqueeze(1)
+    k, noise = (_sum((m[:, None, None] * squares).flatten(1), unit, units).view(units, p, p) for m in (mass, mass * weight))
     u = _sum((mass[:, None, None] * q.unsqueeze(2) * residual.unsqueeze(1)).flatten(1), unit, units)
     values, vectors = torch.linalg.eigh(k)
     shrink = (1 - values).clamp_min(1e-12).rsqrt()
     shrunk = vectors @ (shrink.unsqueeze(2) * vectors.mT) @ root
-    return Sources(shrunk.mT @ u.view(units, p, -1), k, shrunk), float(values.max())
+    return Sources(shrunk.mT @ u.view(units, p, -1), k, noise, shrunk), float(values.max())
 
 
 def _sum(x: Tensor, index: Tensor, size: int) -> Tensor:

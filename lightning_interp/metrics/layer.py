@@ -170,29 +170,32 @@ class LayerStatistics(Metric):
 
     def compute(self) -> LayerSummary | None:
         """The statistics of every rank's rows on the CPU; None if there is none."""
-        return self.merged()
+        return self._merged()
 
     def merged(self) -> LayerSummary | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
         with self.sync_context():
-            folds = []
-            for fold in (0, 1):
-                held = self._held(fold)
-                if held is None:
-                    return None
-                folds.append((held[0].cpu(), Moments(*(part.cpu() for part in held[1]))))
-            rows = self._smallest([r.cpu() for r in self.rows if r.numel()])
-            p = len(self.discrete)
-            (keys_a, a), (keys_b, b) = folds
-            _, second, source, values, kept = rows.split([1, 1, 1, p, rows.shape[1] - p - 3], dim=1)
-            return LayerSummary(
-                (a, b),
-                (keys_a, keys_b),
-                second[:, 0] > 0,
-                source.contiguous().view(torch.int64)[:, 0],
-                values.contiguous(),
-                kept.contiguous(),
-            )
+            return self._merged()
+
+    def _merged(self) -> LayerSummary | None:
+        folds = []
+        for fold in (0, 1):
+            held = self._held(fold)
+            if held is None:
+                return None
+            folds.append((held[0].cpu(), Moments(*(part.cpu() for part in held[1]))))
+        rows = self._smallest([r.cpu() for r in self.rows if r.numel()])
+        p = len(self.discrete)
+        (keys_a, a), (keys_b, b) = folds
+        _, second, source, values, kept = rows.split([1, 1, 1, p, rows.shape[1] - p - 3], dim=1)
+        return LayerSummary(
+            (a, b),
+            (keys_a, keys_b),
+            second[:, 0] > 0,
+            source.contiguous().view(torch.int64)[:, 0],
+            values.contiguous(),
+            kept.contiguous(),
+        )
 
     def _smallest(self, parts: Sequence[Tensor]) -> Tensor:
         # Ordered always, so that what is computed from the kept rows has the same bits on any number of ranks.

@@ -50,13 +50,16 @@ class OutputTable(Metric):
 
     def compute(self) -> Table | None:
         """The table of every rank's rows; None if there is none."""
-        return self.merged()
+        return self._merged()
 
     def merged(self) -> Table | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
         with self.sync_context():
-            merged = self._table()
-            return None if merged is None else Table(*(part.cpu() for part in merged)).grouped()
+            return self._merged()
+
+    def _merged(self) -> Table | None:
+        held = self._table()
+        return None if held is None else Table(*(part.cpu() for part in held)).grouped()
 
     def _table(self) -> Table | None:
         packed = torch.cat([r for r in self.rows if r.numel()]) if any(r.numel() for r in self.rows) else None
