@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_interp.functional.coding import infer_kind
 from lightning_interp.functional.contribution import Table, table
-from lightning_interp.functional.outputs import explain_output, finite_rows
+from lightning_interp.functional.outputs import explain_output
 from lightning_interp.metrics.layer import LayerStatistics, LayerSummary, Membership, membership
 from lightning_interp.metrics.table import OutputTable
 from lightning_interp.processes import gathered
@@ -61,7 +61,8 @@ class Rows(NamedTuple):
 
 def all_finite(output: Tensor, layers: Mapping[str, Tensor]) -> Tensor:
     """Whether everything is finite, a bool scalar on the device: nothing waits for it here."""
-    return torch.stack([finite_rows(t).all().to(output.device) for t in (output, *layers.values())]).all()
+    found = [torch.isfinite(t).all() for t in (output, *layers.values())]
+    return torch.stack([f.to(output.device) for f in found]).all() if len(found) > 1 else found[0]
 
 
 class Collection:

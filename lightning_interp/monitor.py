@@ -108,6 +108,7 @@ class Monitor:
         self.window: int | None = None
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.history: tuple[Event, ...] = ()
+        self._written: dict[int, dict[str, Any]] = {}
         self._kinds = [v.kind for v in self.variables]
         self._directions: dict[str, dict[str, Tensor]] = {}
         self._said: set[str] = set()
@@ -407,12 +408,18 @@ class Monitor:
         """Plain types and tensors only, for a checkpoint."""
         return {
             "version": STATE_VERSION,
-            "events": [event.to_dict() for event in self.history],
+            "events": [self._plain(event) for event in self.history],
             "directions": {layer: dict(found) for layer, found in self._directions.items()},
             "said": sorted(self._said),
             "task": self._collection.task,
             "committed": self._ever_committed,
         }
+
+    def _plain(self, event: Event) -> dict[str, Any]:
+        # Made once: checkpoints may come every epoch, and the history only grows.
+        if id(event) not in self._written:
+            self._written = {id(e): self._written.get(id(e)) or e.to_dict() for e in self.history}
+        return self._written[id(event)]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`.

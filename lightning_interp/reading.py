@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_interp.batches import Inputs, Place, as_tensor, is_text, pick, resolve_place
-from lightning_interp.errors import InterpError, LabelError
+from lightning_interp.errors import LabelError
 from lightning_interp.functional.sampling import content_key, id_key
 from lightning_interp.variables import Variable
 
@@ -128,8 +128,5 @@ class Reader:
 
 def token_mask(batch: Any) -> Tensor | None:
     """The batch's `attention_mask` `[n, t]`, if it has one."""
-    try:
-        found = pick(batch, "attention_mask", "mask")
-    except InterpError:
-        return None
+    found = batch.get("attention_mask") if isinstance(batch, Mapping) else getattr(batch, "attention_mask", None)
     return found if isinstance(found, Tensor) and found.ndim == 2 else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_interp.errors import LayerError
@@ -90,8 +88,3 @@ def magnitude(effect: Tensor, task: str) -> float:
 def level_spread(effect: Tensor) -> Tensor:
     """2·sd over levels of a categorical variable's effects, `[levels, c]` to `[c]`; at two levels |difference|."""
     return 2 * effect.std(0, unbiased=False) if len(effect) > 1 else effect[0]
-
-
-def finite_rows(x: Tensor) -> Tensor:
-    """Whether each row is finite, bool `[n]`."""
-    return torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -55,15 +56,21 @@ def content_key(x: Tensor) -> Tensor:
         int64 `[n]`.
     """
     flat = x.detach().reshape(len(x), math.prod(x.shape[1:]))
-    flat = torch.cat([flat[:, :_DENSE], flat[:, _DENSE::_STRIDE]], dim=1).contiguous()
+    if flat.shape[1] > _DENSE:
+        flat = torch.cat([flat[:, :_DENSE], flat[:, _DENSE::_STRIDE]], dim=1)
+    flat = flat.contiguous()
     if flat.is_complex():
         flat = torch.view_as_real(flat).flatten(1)
     bits = flat.view(_BITS[flat.element_size()]) if flat.is_floating_point() else flat
-    place = mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
     bits = bits.long()
     if flat.element_size() == 8:
         bits = bits ^ _shift(bits, 32)  # whole numbers as doubles end in up to 52 zero bits, which a product would keep
-    return mix((bits * place).sum(1))
+    return mix((bits * _places(bits.shape[1], x.device)).sum(1))
+
+
+@lru_cache(maxsize=16)
+def _places(length: int, device: torch.device) -> Tensor:
+    return mix(torch.arange(1, length + 1, device=device) * _GOLDEN) | 1  # odd, so that no bit of a sample is lost
 
 
 def id_key(ids: Tensor | Sequence[str]) -> Tensor:

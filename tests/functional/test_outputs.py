@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_interp.errors import LayerError
-from lightning_interp.functional.outputs import explain_output, finite_rows, level_spread, magnitude
+from lightning_interp.functional.outputs import explain_output, level_spread, magnitude
 
 SEEDS = st.integers(0, 2**31)
 
@@ -99,7 +99,6 @@ def test_the_output_is_a_double_that_gradients_pass_through(dtype):
 
 def test_an_empty_batch_explains_nothing_but_does_not_fail():
     assert explain_output(torch.zeros(0, 3), None).output.shape == (0, 3)
-    assert finite_rows(torch.zeros(0, 3)).shape == (0,)
 
 
 @pytest.mark.parametrize("raw", [torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), torch.tensor(1.0)])
@@ -139,10 +138,3 @@ def test_the_spread_of_levels_is_twice_their_standard_deviation(seed, levels):
 
 def test_the_spread_of_a_single_row_is_itself():
     assert level_spread(torch.tensor([[-2.0, 3.0]])).tolist() == [-2.0, 3.0]
-
-
-def test_finite_rows_finds_each_kind_of_bad_number():
-    x = torch.ones(4, 2, 3)
-    x[1, 0, 2], x[2, 1, 1], x[3, 1, 2] = torch.nan, torch.inf, -torch.inf
-    assert finite_rows(x).tolist() == [True, False, False, False]
-    assert finite_rows(torch.tensor([1.0, torch.nan])).tolist() == [True, False]
