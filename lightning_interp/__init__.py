@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from lightning_interp import callbacks as callbacks
     from lightning_interp import functional as functional
     from lightning_interp import metrics as metrics
+    from lightning_interp import penalties as penalties
     from lightning_interp.activations.capture import capture as capture
     from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
+    from lightning_interp.callbacks.suppress import SuppressConfounder as SuppressConfounder
     from lightning_interp.events import Event as Event
     from lightning_interp.events import to_records as to_records
     from lightning_interp.explanation import explain as explain
     from lightning_interp.monitor import Monitor as Monitor
+    from lightning_interp.suppression import Suppression as Suppression
     from lightning_interp.variables import Concept as Concept
     from lightning_interp.variables import Confounder as Confounder
     from lightning_interp.variables import Variable as Variable
@@ -30,10 +33,12 @@ _WHERE = {
     "Event": "events",
     "explain": "explanation",
     "Monitor": "monitor",
+    "SuppressConfounder": "callbacks.suppress",
+    "Suppression": "suppression",
     "to_records": "events",
     "Variable": "variables",
 }
-_MODULES = ("callbacks", "functional", "metrics")
+_MODULES = ("callbacks", "functional", "metrics", "penalties")
 
 __all__ = [*_WHERE, *_MODULES]
 

@@ -67,7 +67,7 @@ class Reader:
         """
         values, names = self._columns(batch)
         n = len(values)
-        return Labels(values, names, self._target(batch, n), self._key(batch, n), self.source(batch, n), token_mask(batch))
+        return Labels(values, names, self.read_target(batch, n), self._key(batch, n), self.source(batch, n), token_mask(batch))
 
     def values(self, batch: Any) -> Tensor:
         """Raw values of the variables, `[n, p]`."""
@@ -92,7 +92,8 @@ class Reader:
                 )
         return torch.stack(columns, dim=1), names
 
-    def _target(self, batch: Any, n: int) -> Tensor | None:
+    def read_target(self, batch: Any, n: int) -> Tensor | None:
+        """The task's label of a batch of `n` samples, or None."""
         if self.target is None and not (isinstance(batch, (list, tuple)) and len(batch) > 1):
             return None
         try:

@@ -1,3 +1,4 @@
 """Lightning callbacks: the only place that knows the Trainer."""
 
 from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
+from lightning_interp.callbacks.suppress import SuppressConfounder as SuppressConfounder

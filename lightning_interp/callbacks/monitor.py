@@ -103,6 +103,7 @@ class ConceptMonitor(Callback):
                 f"`every_n_train_steps={every_n_train_steps}` does not go with `data='val'`: validation runs when the "
                 "Trainer's `val_check_interval` says so. Set that, or use data='train' or a DataLoader."
             )
+        self.places = {"output": output, "inputs": inputs, "target": target}
         self.data = data
         self.dataloader_idx = dataloader_idx
         self.prefix = prefix
@@ -292,7 +293,7 @@ class ConceptMonitor(Callback):
             return
         self._publish(trainer, event)
         if not _dry(trainer):
-            self._write(trainer, event, _logger_step(trainer) - after)
+            self._write(trainer, event, logger_step(trainer) - after)
 
     def _publish(self, trainer: Trainer, event: Event) -> None:
         # Not `log`: that is gated by log_every_n_steps, averages what two callbacks log, and is not allowed in every hook.
@@ -357,7 +358,7 @@ def _loader(loaders: Any, index: int) -> Any:
     return loaders
 
 
-def _logger_step(trainer: Trainer) -> int:
+def logger_step(trainer: Trainer) -> int:
     """The x that Lightning gives its own metrics at this moment, so that curves line up."""
     if trainer.state.fn != "fit":
         return int(trainer.global_step)

@@ -1,0 +1,58 @@
+"""What a penalty is given: one training step, seen through the variables."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step.
+
+    Attributes:
+        output: what the equation explains, `[n, c]`, on the graph: margin, centred logits, or regression outputs.
+        z: coded variables `[n, q]`, the confounder's columns first, then those of the given variables.
+        width: number of the confounder's columns.
+        cell: each sample's cell of the discrete variables, int64 `[n]`.
+        cells: number of cells seen so far in training; `cell` counts from 0 to it.
+        frequency: share of each cell among all training samples seen so far, `[cells]`.
+        window: `(output, z, cell)` of the preceding samples, detached; None before there are any.
+        losses: per-sample task losses `[n]`, on the graph; None without a target.
+        intervened: gives the output with the confounder changed, `[n, c]`, on the graph; None without an intervention.
+    """
+
+    output: Tensor
+    z: Tensor
+    width: int
+    cell: Tensor
+    cells: int
+    frequency: Tensor
+    window: tuple[Tensor, Tensor, Tensor] | None
+    losses: Tensor | None
+    intervened: Callable[[], Tensor] | None
+
+
+class Penalty(ABC):
+    """A term that is added to the task's loss, times a weight.
+
+    Attributes:
+        capped: whether the term's gradient at the output is held under that of the task.
+        replaces_loss: whether the term is a difference of losses that replaces the mean loss; its weight is then 1 by nature.
+        window_rows: preceding samples that the term wants to see.
+    """
+
+    capped = False
+    replaces_loss = False
+    needs_intervention = False
+    needs_target = False
+    window_rows = 0
+
+    @abstractmethod
+    def __call__(self, step: Step) -> Tensor | None:
+        """The term for one step, a scalar on the graph; None where it cannot be had from this batch."""

@@ -1,0 +1,131 @@
+"""The coding of variables while training goes on: levels, scales and cells as they have been seen so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_interp.functional.coding import MAX_AUTO_LEVELS, Factor, infer_kind
+from lightning_interp.functional.unique import unique_rows
+from lightning_interp.variables import Variable
+
+
+class Coded(NamedTuple):
+    """A batch's variables, coded.
+
+    Attributes:
+        z: `[n, q]`, the columns of the first variable first.
+        width: columns of the first variable.
+        cell: each sample's cell, int64 `[n]`.
+    """
+
+    z: Tensor
+    width: int
+    cell: Tensor
+
+
+class TrainingDesign:
+    """Codes variables batch by batch.
+
+    A kind left open is decided from the first batch: whole numbers are categorical, others continuous; a discrete variable
+    with two levels so far is coded ±½.
+
+    Args:
+        variables: the confounder first, then the given ones.
+    """
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self.variables = tuple(variables)
+        self._discrete: list[bool] | None = None
+        self._counts: dict[tuple[float, ...], int] = {}  # samples of each cell, in the order of their first coming
+        self._sums = torch.zeros(3, len(self.variables), dtype=torch.float64)  # n, mean, Σ(x − mean)² of each variable
+
+    def observe(self, values: Tensor) -> None:
+        """Take a batch's raw values `[n, p]` into account."""
+        if self._discrete is None:
+            self._discrete = [
+                (infer_kind(torch.unique(values[:, j]), False) if v.kind == "auto" else v.kind) != "continuous"
+                for j, v in enumerate(self.variables)
+            ]
+        rows, index = unique_rows(values[:, self._columns].contiguous())
+        for key, count in zip(map(tuple, rows.tolist()), torch.bincount(index, minlength=len(rows)).tolist()):
+            self._counts[key] = self._counts.get(key, 0) + count
+        for j, v in enumerate(self.variables):
+            if v.kind == "auto" and j in self._columns and len(self._levels(j)) > MAX_AUTO_LEVELS:
+                self._make_continuous(j)
+        n, mean, m2 = self._sums
+        new_mean, k = values.double().cpu().mean(0), len(values)
+        delta = new_mean - mean
+        m2 = m2 + ((values.double().cpu() - new_mean) ** 2).sum(0) + delta**2 * n * k / (n + k)
+        self._sums = torch.stack([n + k, mean + delta * k / (n + k), m2])
+
+    @property
+    def _columns(self) -> list[int]:
+        return [j for j, d in enumerate(self._discrete or []) if d]
+
+    def _levels(self, j: int) -> tuple[float, ...]:
+        place = self._columns.index(j)
+        return tuple(sorted({key[place] for key in self._counts}))
+
+    def _make_continuous(self, j: int) -> None:
+        # More levels have come than a categorical variable of unstated kind may have: cells that differ in it alone are one.
+        place = self._columns.index(j)
+        merged: dict[tuple[float, ...], int] = {}
+        for key, count in self._counts.items():
+            rest = key[:place] + key[place + 1 :]
+            merged[rest] = merged.get(rest, 0) + count
+        self._counts = merged
+        self._discrete = [d and i != j for i, d in enumerate(self._discrete or [])]
+
+    @property
+    def cells(self) -> int:
+        """Cells seen so far."""
+        return len(self._counts)
+
+    @property
+    def frequency(self) -> Tensor:
+        """Share of each cell among the samples seen so far, float64 `[cells]`."""
+        count = torch.tensor(list(self._counts.values()), dtype=torch.float64)
+        return count / count.sum()
+
+    def factors(self) -> tuple[Factor, ...] | None:
+        """The coding now; None while a variable has shown one value only."""
+        out = []
+        for j, v in enumerate(self.variables):
+            if j in self._columns:
+                levels = self._levels(j)
+                if len(levels) < 2:
+                    return None
+                out.append(Factor(v.name, "binary" if len(levels) == 2 else "categorical", j, levels, tuple(map(str, levels))))
+                continue
+            n, mean, m2 = self._sums[:, j].tolist()
+            if m2 <= 0:
+                return None
+            out.append(Factor(v.name, "continuous", j, center=mean, scale=math.sqrt(m2 / n)))
+        return tuple(out)
+
+    def encode(self, values: Tensor, factors: Sequence[Factor]) -> Coded:
+        """Code raw values `[n, p]` that have been observed."""
+        z = torch.cat([f.encode(values[:, f.column]) for f in factors], dim=1)
+        rows, index = unique_rows(values[:, self._columns].contiguous())
+        place = {key: i for i, key in enumerate(self._counts)}
+        ids = torch.tensor([place[key] for key in map(tuple, rows.tolist())], dtype=torch.int64, device=values.device)
+        return Coded(z, factors[0].width, ids[index])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors only."""
+        return {
+            "discrete": self._discrete,
+            "cells": [[list(key), count] for key, count in self._counts.items()],
+            "sums": self._sums,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._discrete = state["discrete"]
+        self._counts = {tuple(key): count for key, count in state["cells"]}
+        self._sums = state["sums"]
