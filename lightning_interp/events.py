@@ -262,7 +262,7 @@ def _effect_rows(e: Event) -> Iterator[Record]:
         if isinstance(found, Effect) and found.robustness is not None:
             yield _row("effect", name, found.robustness, by="robustness")
     for name, found in e.intervention.items():
-        yield from _one_effect("intervention", name, found, magnitude_of(found))
+        yield from _one_effect("intervention", name, found, magnitude_of(found, e.task))
     for name, gap in e.intervention_gap.items():
         yield _row("intervention", name, gap, by="effect − intervention")
 
@@ -300,8 +300,19 @@ def _sensitivity_rows(e: Event) -> Iterator[Record]:
                 if s.tcav is not None:
                     yield _row("tcav", name, s.tcav, layer=layer, by=None if single else by)
             if not single:
-                values = [s.value for s in found.values() if s.value is not None]
-                yield _row("sensitivity", name, math.sqrt(sum(v * v for v in values)) if values else None, layer=layer)
+                yield _row("sensitivity", name, _sensitivity_size(e, name, found), layer=layer)
+
+
+def _sensitivity_size(e: Event, name: str, found: Mapping[str, Sensitivity]) -> float | None:
+    # As for effects: √(2Σβ²) over centred classes, 2·sd over levels, whose deviations sum to zero.
+    values = [s.value for s in found.values() if s.value is not None]
+    coding = e.coding.get(name, {})
+    levels = 4 / len(coding["levels"]) if coding.get("kind") == "categorical" else 1.0
+    return math.sqrt(_class_factor(e.task) * levels * sum(v * v for v in values)) if values else None
+
+
+def _class_factor(task: str) -> float:
+    return 2.0 if task == "multiclass" else 1.0
 
 
 def _group_rows(e: Event) -> Iterator[Record]:
@@ -317,12 +328,12 @@ def _test_note(s: Sensitivity) -> str | None:
     return "; ".join(part for part in (test, s.note) if part) or None
 
 
-def magnitude_of(found: ByLevel) -> float | None:
-    """An interventional effect as one number: the effect itself, or √(2Σβ²) over centred classes."""
+def magnitude_of(found: ByLevel, task: str) -> float | None:
+    """An interventional effect as one number: the effect itself, √(2Σβ²) over centred classes, √Σβ² over other outputs."""
     if isinstance(found, Effect):
         return found.value
     values = [one.value for one in found.values() if one.value is not None]
-    return math.sqrt(2 * sum(v * v for v in values)) if values else None
+    return math.sqrt(_class_factor(task) * sum(v * v for v in values)) if values else None
 
 
 _OUTPUT = {
@@ -364,7 +375,7 @@ def _lines(e: Event) -> Iterable[str]:
         yield "share of variance: " + ", ".join(shares)
     for name, found in e.intervention.items():
         gap = e.intervention_gap.get(name)
-        size = magnitude_of(found)
+        size = magnitude_of(found, e.task)
         if size is not None:
             checked = "" if gap is None else f", estimate off by {_signed(gap)}"
             yield f"do({name}) = {_number(size)}{checked}"

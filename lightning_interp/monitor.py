@@ -369,7 +369,7 @@ class Monitor:
                 self._replay,
             )
             notes += said
-            event = replace(event, intervention=effect, intervention_gap=_gaps(effect, size))
+            event = replace(event, intervention=effect, intervention_gap=_gaps(effect, size, eq.task))
         return event
 
     def _warn(self, event: Event) -> None:
@@ -458,10 +458,10 @@ def _thinned(history: tuple[Event, ...], most: int) -> tuple[Event, ...]:
     return history if len(history) <= most else (*history[:-1:2], history[-1])
 
 
-def _gaps(effect: Mapping[str, Any], size: Mapping[str, float]) -> dict[str, float]:
+def _gaps(effect: Mapping[str, Any], size: Mapping[str, float], task: str) -> dict[str, float]:
     out = {}
     for name, found in effect.items():
-        true = magnitude_of(found)
+        true = magnitude_of(found, task)
         if true is not None and name in size:
             out[name] = size[name] - true
     return out

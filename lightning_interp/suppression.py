@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -105,6 +106,11 @@ class Suppression:
         self._window: list[tuple[Tensor, Tensor]] = []
         self._raws: list[Tensor] = []
         self._batch: Any = None
+        self._values = torch.zeros(0, 0)
+        self._target: Tensor | None = None
+        self._asked = False
+        self._compared = False
+        self._worked = False
         self._said: set[str] = set()
         self.skipped = 0
         self.last: dict[str, float] = {}
@@ -126,7 +132,10 @@ class Suppression:
         """Watch the training step on a batch; the hook exists only inside."""
         if self.model is None:
             raise InterpError("the Suppression has no model yet; give `model`, or call `bind(model)`.")
-        self._raws, self._batch = [], batch
+        self._raws, self._batch, self._asked, self.last = [], batch, False, {}
+        # Before the step, which may change the batch.
+        self._values = self._reader.values(batch)
+        self._target = self._reader.read_target(batch, len(self._values))
         with ExitStack() as stack:
             stack.enter_context(hooked({"output": self._layer}, self._read))
             if self.output is None:
@@ -149,6 +158,12 @@ class Suppression:
             if raw.requires_grad and loss.requires_grad
         )
 
+    def check_used(self) -> None:
+        """Say so if the output of the step just watched never met a penalty."""
+        if not self._asked and any(raw.requires_grad for raw in self._raws):
+            self._say("no loss that depends on the output came through `manual_backward`: the penalty cannot act")
+        self._raws, self._batch = [], None
+
     def penalty(self, loss: Tensor | None = None) -> Tensor:
         """The weighted term for the batch just watched, to be added to the loss.
 
@@ -158,43 +173,74 @@ class Suppression:
         Returns:
             A scalar; 0 where the term cannot be had from this batch (counted in `skipped`) or is not finite.
         """
+        # The batch stays until the next: a step of several forward passes may come back.
         raws, batch = self._raws, self._batch
-        self._raws, self._batch = [], None
+        self._raws, self._asked, self.last = [], True, {}
         zero = torch.zeros((), device=raws[-1].device if raws else None)
         if self.factor == 0:
             return zero
         if not raws:
             return self._skip(zero, f"the output '{self.output or 'forward'}' did not run in the step: the penalty cannot act")
-        values = self._reader.values(batch)
+        values = self._values
         fitting = [r for r in raws if len(r) == len(values)]
         if not fitting or not bool(torch.isfinite(values).all()):
             return self._skip(zero, "a batch whose labels and outputs do not agree has no penalty")
         raw = fitting[-1]
         if not raw.requires_grad:
             return self._skip(zero, f"the output '{self.output or 'forward'}' carries no gradient: the penalty cannot act")
-        with torch.autocast(raw.device.type, enabled=False):
-            return self._term(raw, values.to(raw.device), batch, loss, zero)
+        kind = raw.device.type
+        now = (torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        if not bool(torch.isfinite(raw).all()):
+            return self._skip(zero, "the output is not finite; there is no penalty in such steps")
+        with torch.autocast(kind, enabled=False):
+            return self._term(raw, values.to(raw.device), batch, loss, zero, lambda: torch.autocast(kind, *now, False))
 
-    def _term(self, raw: Tensor, values: Tensor, batch: Any, loss: Tensor | None, zero: Tensor) -> Tensor:
-        step = self._step(raw, values, batch)
+    def _term(
+        self, raw: Tensor, values: Tensor, batch: Any, loss: Tensor | None, zero: Tensor, outside: Callable[[], torch.autocast]
+    ) -> Tensor:
+        step = self._step(raw, values, batch, outside)
         if step is None:
             return self._skip(zero, None)
+        self._check_losses(step, loss)
         extra = self._reweight(step) if self.balance else None
         term = self.term(step)
         if term is None or not bool(torch.isfinite(term)):
             why = None if term is None else "the penalty is not finite; it is left out of such steps"
-            return self._skip(zero, why) if extra is None else self.factor * extra
+            left = self._skip(zero, why)
+            return left if extra is None else self.factor * extra
         weight = 1.0 if self.term.replaces_loss else self.weight
         scale = self._scale(raw, weight * term, loss, extra, step) if self.term.capped else 1.0
         self.last = {"penalty": float(term.detach()), "penalty_weight": weight * self.factor, "penalty_scale": float(scale)}
         total = scale * weight * term
         return self.factor * (total if extra is None else total + extra)
 
-    def _step(self, raw: Tensor, values: Tensor, batch: Any) -> Step | None:
-        labels_target = self._reader.read_target(batch, len(raw))
-        explained = explain_output(raw if raw.dtype == torch.float64 else raw.float(), labels_target)
+    def _check_losses(self, step: Step, loss: Tensor | None) -> None:
+        if step.losses is None:
+            if self.balance or self.term.needs_target:
+                what = f"`penalty={type(self.term).__name__}`" if self.term.needs_target else "`balance=True`"
+                self._say(f"{what} needs the task's label, and there is none in the batch: name its place in `target`")
+        elif self.term.replaces_loss and loss is not None and not self._compared:
+            self._compared = True
+            ours, theirs = float(step.losses.detach().mean()), float(loss.detach())
+            if not math.isclose(ours, theirs, rel_tol=0.02, abs_tol=1e-6):
+                self._say(
+                    f"the mean of `loss_fn` is {ours:.4g}, the loss returned is {theirs:.4g}: "
+                    f"`penalty={type(self.term).__name__}` replaces the first. Give the task's own loss as `loss_fn`."
+                )
+
+    def _step(self, raw: Tensor, values: Tensor, batch: Any, outside: Callable[[], torch.autocast]) -> Step | None:
+        labels_target = self._target
+        exact = raw if raw.dtype == torch.float64 else raw.float()
+        explained = explain_output(exact, labels_target)
         self.design.observe(values)
-        factors = self.design.factors()
+        try:
+            factors = self.design.factors()
+        except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
+            if not self._worked:
+                raise
+            self._say(str(problem))
+            return None
+        self._worked = self._worked or factors is not None
         past, rows = list(self._window), self.term.window_rows
         if len(raw) < rows:
             self._window.append((values, explained.output.detach()))
@@ -205,9 +251,9 @@ class Suppression:
         coded = self.design.encode(values, factors)
         window = None
         if past:
-            before = self.design.encode(torch.cat([v for v, _ in past]), factors)
-            window = (torch.cat([o for _, o in past]), before.z, before.cell)
-        losses = None if labels_target is None else self._losses(raw.float(), labels_target)
+            before = self.design.encode(torch.cat([v for v, _ in past]).to(raw.device), factors)
+            window = (torch.cat([o for _, o in past]).to(raw.device), before.z, before.cell)
+        losses = None if labels_target is None else self._losses(exact, labels_target)
         return Step(
             explained.output,
             coded.z,
@@ -217,29 +263,37 @@ class Suppression:
             self.design.frequency.to(raw.device),
             window,
             losses,
-            (lambda: self._intervened(batch)) if self.term.needs_intervention else None,
+            (lambda: self._intervened(batch, explained.task, len(raw), outside)) if self.term.needs_intervention else None,
         )
 
-    def _intervened(self, batch: Any) -> Tensor:
+    def _intervened(self, batch: Any, task: str, rows: int, outside: Callable[[], torch.autocast]) -> Tensor:
         if self.model is None:
             raise InterpError("the Suppression has no model yet; call `bind(model)`.")
         raws: list[Tensor] = []
 
-        def read(name: str, layer: Layer, output: Any) -> None:
+        def read(name: str, layer: Layer, output: Any) -> Any:
             found = output_of(output, layer.key)
-            if found is not None:
-                raws.append(found)
+            if found is None:
+                return None
+            raws.append(found)
+            return found.clone() if output is found else None  # as in `_read`
 
-        with hooked({"output": self._layer}, read):
+        with outside(), hooked({"output": self._layer}, read):
             self.inputs.call(self.model, self.confounder.intervened(batch))
-        return explain_output(raws[-1].float(), None, None).output
+        fitting = [r for r in raws if len(r) == rows]
+        if not fitting:
+            raise InterpError(
+                f"the output '{self.output or 'forward'}' did not run on {rows} rows in the pass on the intervened batch: "
+                "`inputs` expects what makes the model run it."
+            )
+        return explain_output(fitting[-1] if fitting[-1].dtype == torch.float64 else fitting[-1].float(), None, task).output
 
     def _scale(self, raw: Tensor, term: Tensor, loss: Tensor | None, extra: Tensor | None, step: Step) -> Tensor:
         task = loss if loss is not None else None if step.losses is None else step.losses.mean()
         if task is None:
             return torch.ones((), device=raw.device)
         task = task if extra is None else task + extra
-        (own,) = torch.autograd.grad(task, raw, retain_graph=True, allow_unused=True)
+        own = torch.autograd.grad(task, raw, retain_graph=True, allow_unused=True)[0] if task.requires_grad else None
         (ours,) = torch.autograd.grad(term, raw, retain_graph=True)
         if own is None:
             self._say("the loss does not depend on the output: the penalty is not capped")
@@ -259,10 +313,16 @@ class Suppression:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors only, for a checkpoint."""
-        return {"design": self.design.state_dict(), "skipped": self.skipped, "window": [list(pair) for pair in self._window]}
+        return {
+            "design": self.design.state_dict(),
+            "skipped": self.skipped,
+            "window": [list(pair) for pair in self._window],
+            "penalty": self.term.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.design.load_state_dict(state["design"])
         self.skipped = state["skipped"]
+        self.term.load_state_dict(state.get("penalty", {}))
         self._window = [(values, output) for values, output in state["window"]]

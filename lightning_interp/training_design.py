@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_interp.errors import VariableError
 from lightning_interp.functional.coding import MAX_AUTO_LEVELS, Factor, infer_kind
 from lightning_interp.functional.unique import unique_rows
 from lightning_interp.variables import Variable
@@ -100,6 +101,11 @@ class TrainingDesign:
                 levels = self._levels(j)
                 if len(levels) < 2:
                     return None
+                if v.kind == "binary" and len(levels) > 2:
+                    raise VariableError(
+                        f"variable '{v.name}': `kind='binary'` expects two values, got {len(levels)} "
+                        f"({', '.join(f'{x:g}' for x in levels[:4])}, …). Use kind='categorical' or kind='continuous'."
+                    )
                 out.append(Factor(v.name, "binary" if len(levels) == 2 else "categorical", j, levels, tuple(map(str, levels))))
                 continue
             n, mean, m2 = self._sums[:, j].tolist()

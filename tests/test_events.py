@@ -159,7 +159,7 @@ def test_scalars_are_the_logged_keys_of_the_design():
         "effect/moo": 2.0,
         "effect/breed": 2.0,
         "intervention/moo": 1.9,
-        "intervention/breed": math.sqrt(2 * (9 + 16)),
+        "intervention/breed": 5.0,
         "decodability/enc/moo": 0.9,
         "selectivity/enc/moo": 0.85,
         "decodability_accuracy/enc/moo": 0.95,
@@ -206,7 +206,7 @@ def test_an_event_reads_as_an_equation():
     assert lines[1] == "logit = −0.25 + 2.00·moo [1.50, 2.50] + 2.00·breed + ?·grass + unexplained"
     assert lines[2] == "share of variance: moo 60.0 % (debiased 59.0 %), unexplained 40.0 %"
     assert lines[3] == "do(moo) = 1.90, estimate off by + 0.10"
-    assert lines[4] == "do(breed) = 7.07"
+    assert lines[4] == "do(breed) = 5.00"
     assert lines[5] == "worst group 0.500 (moo=1), gap 0.250"
     assert lines[6] == "note: 1 batches were left out"
     assert len(lines) == 7
@@ -230,7 +230,9 @@ def test_names_are_printed_as_the_user_wrote_them():
 
 
 def test_an_interventional_effect_as_one_number():
-    assert magnitude_of(Effect(-2.0)) == -2.0
-    assert magnitude_of(Effect(None)) is None
-    assert magnitude_of({"0": Effect(-1.0), "1": Effect(1.0)}) == pytest.approx(2.0)  # two centred classes: |margin|
-    assert magnitude_of({"0": Effect(None)}) is None
+    assert magnitude_of(Effect(-2.0), "binary") == -2.0
+    assert magnitude_of(Effect(None), "binary") is None
+    two = {"0": Effect(-1.0), "1": Effect(1.0)}
+    assert magnitude_of(two, "multiclass") == pytest.approx(2.0)  # two centred classes: |margin|
+    assert magnitude_of(two, "regression") == pytest.approx(2**0.5)
+    assert magnitude_of({"0": Effect(None)}, "multiclass") is None

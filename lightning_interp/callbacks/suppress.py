@@ -72,6 +72,9 @@ class SuppressConfounder(Callback):
         self._state: Mapping[str, Any] | None = None
         self._before: dict[str, Any] = {}
         self._module: LightningModule | None = None
+        self._ours: dict[str, Any] = {}
+        self._bound = False
+        self._key = self.name
         if all(isinstance(v, Variable) for v in self._named):  # nothing has to wait for a monitor
             self.suppression = self._build(self._named, self._arguments)
 
@@ -94,8 +97,11 @@ class SuppressConfounder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what was given by name, and stand between the training step and its loss."""
         monitor = self._monitor(trainer)
-        if self.suppression is None:
+        if self.suppression is None or not self._bound:  # built again: the monitor's places were not known
             self.suppression = self._build([self._found(v, trainer) for v in self._named], self._filled(monitor))
+            self._bound = True
+        same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
+        self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
         if self._state is not None:
             self.suppression.load_state_dict(self._state)
             self._state = None
@@ -144,7 +150,10 @@ class SuppressConfounder(Callback):
                 return step(*args, **kwargs)
             with suppression.watching(args[0] if args else kwargs["batch"]):
                 result = step(*args, **kwargs)
-            return self._added(suppression, result) if automatic else result
+            if automatic:
+                return self._added(suppression, result)
+            suppression.check_used()
+            return result
 
         self._put("training_step", training_step)
         if not automatic:
@@ -154,7 +163,7 @@ class SuppressConfounder(Callback):
             def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
                 suppression = self._active(trainer)
                 if suppression is not None and suppression.depends(loss):
-                    loss = loss + suppression.penalty(loss)
+                    loss = _with_penalty(suppression, loss)
                 backward(loss, *args, **kwargs)
 
             self._put("manual_backward", manual_backward)
@@ -162,15 +171,23 @@ class SuppressConfounder(Callback):
     def _put(self, name: str, function: Callable[..., Any]) -> None:
         if self._module is not None:
             self._before[name] = vars(self._module).get(name)
+            self._ours[name] = function
+            function.__dict__["__suppress__"] = self
             object.__setattr__(self._module, name, function)
 
     def _unwrap(self) -> None:
         for name, before in self._before.items():
-            if before is None:
+            above = vars(self._module).get(name)
+            if above is not self._ours[name]:  # another stands on ours: what was before us is now before it
+                while above is not None and above.__suppress__._before[name] is not self._ours[name]:
+                    above = above.__suppress__._before[name]
+                if above is not None:
+                    above.__suppress__._before[name] = before
+            elif before is None:
                 object.__delattr__(self._module, name)
             else:
                 object.__setattr__(self._module, name, before)
-        self._before, self._module = {}, None
+        self._before, self._ours, self._module = {}, {}, None
 
     def _active(self, trainer: Trainer) -> Suppression | None:
         if self.suppression is None or not trainer.training:
@@ -188,9 +205,9 @@ class SuppressConfounder(Callback):
 
     def _added(self, suppression: Suppression, result: Any) -> Any:
         if isinstance(result, Tensor):
-            return result + suppression.penalty(result)
+            return _with_penalty(suppression, result)
         if isinstance(result, Mapping) and isinstance(result.get("loss"), Tensor):
-            return {**result, "loss": result["loss"] + suppression.penalty(result["loss"])}
+            return {**result, "loss": _with_penalty(suppression, result["loss"])}
         return result  # the user skips the step
 
     def on_train_batch_end(
@@ -199,11 +216,13 @@ class SuppressConfounder(Callback):
         """Log the term, its weight and its cap."""
         if self.suppression is None or not self.suppression.last:
             return
-        found = {f"{key}/{self.name}": value for key, value in self.suppression.last.items()}
+        found = {f"{key}/{self._key}": value for key, value in self.suppression.last.items()}
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in found.items()})
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step, every = logger_step(trainer), trainer.log_every_n_steps  # type: ignore[attr-defined]
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches and batch_idx + 1 != trainer.num_training_batches
+        if every and (step + 1) % every == 0 and not accumulating:
             for logger in trainer.loggers:
-                logger.log_metrics(found, step=logger_step(trainer))
+                logger.log_metrics(found, step=step)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -220,3 +239,12 @@ class SuppressConfounder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
         self._state = state_dict.get("suppression")
+
+
+def _with_penalty(suppression: Suppression, loss: Tensor) -> Tensor:
+    # Where two penalties are added, both see the task's own loss.
+    task = vars(loss).get("_task_loss", loss)
+    total = loss + suppression.penalty(task)
+    if total is not loss:
+        total._task_loss = task  # type: ignore[attr-defined]
+    return total

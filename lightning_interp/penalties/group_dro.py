@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,9 @@ from lightning_interp.penalties.reweighting import group_means
 from lightning_interp.penalties.step import Penalty, Step
 
 
-def group_dro(losses: Tensor, present: Tensor, weight: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
+def group_dro(
+    losses: Tensor, present: Tensor, weight: Tensor, step_size: float, adjustment: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
     """One step of Algorithm 1: q_g ← q_g·exp(η·loss_g), normalised; the loss is Σ q_g·loss_g.
 
     Args:
@@ -17,11 +22,12 @@ def group_dro(losses: Tensor, present: Tensor, weight: Tensor, step_size: float)
         present: which cells the batch holds, bool `[k]`.
         weight: q of the last step, `[k]`.
         step_size: η.
+        adjustment: added to each cell's loss where q is raised, `[k]`.
 
     Returns:
         The loss, and the new q.
     """
-    raised = weight * torch.where(present, (step_size * losses.detach()).exp(), torch.ones_like(weight))
+    raised = weight * torch.where(present, (step_size * (losses.detach() + adjustment)).exp(), torch.ones_like(weight))
     raised = raised / raised.sum()
     return (raised * losses).sum(), raised
 
@@ -58,9 +64,17 @@ class GroupDRO(Penalty):
         if self.weight is None or len(self.weight) != step.cells:  # a cell came up that was not there before
             self.weight = torch.full_like(means.detach(), 1 / step.cells)
             self._seen = torch.nn.functional.pad(self._seen.to(count), (0, step.cells - len(self._seen)))
-        self._seen = self._seen + count
+        self._seen = self._seen.to(count) + count
         present = count > 0
-        adjusted = means + self.adjustment / self._seen.clamp_min(1).to(means.dtype).sqrt()
+        adjustment = self.adjustment / self._seen.clamp_min(1).to(means).sqrt()
         # Empty cells have no loss now: their q waits, and takes no part in this step's loss.
-        loss, self.weight = group_dro(torch.where(present, adjusted, 0 * means), present, self.weight, self.step_size)
+        loss, self.weight = group_dro(means, present, self.weight.to(means), self.step_size, adjustment)
         return loss - step.losses.mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights and the samples of each cell."""
+        return {"weight": self.weight, "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.weight, self._seen = state["weight"], state["seen"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -56,3 +57,10 @@ class Penalty(ABC):
     @abstractmethod
     def __call__(self, step: Step) -> Tensor | None:
         """The term for one step, a scalar on the graph; None where it cannot be had from this batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, plain types and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most have nothing to load
+        """Continue from `state_dict`."""
