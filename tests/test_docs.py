@@ -46,14 +46,15 @@ def run(*args):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
-def test_the_demo_prints_the_equation_the_groups_and_how_to_open_tensorboard(tmp_path):
+def test_the_demo_prints_equations_a_table_of_both_runs_and_how_to_open_tensorboard(tmp_path):
     out = run(ROOT / "examples" / "grassy_digits.py", "--epochs", 1, "--seed", 1, "--log-dir", tmp_path)
     assert re.search(r"after 9 steps, epoch 0: n = 1392, validation, balanced weights", out)
     assert re.search(r"logit = \S+ [+−] \S+·digit \[.*\] [+−] \S+·grass \[.*\] \+ unexplained", out)
     assert "do(grass) = " in out
-    assert "<- worst" in out
+    assert re.search(r"test digits +plain +suppressed\n", out)
+    assert re.search(r"worst group +0\.\d{3} +0\.\d{3}\n", out)
     assert f"tensorboard --logdir {tmp_path}" in out
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+    assert {p.parent.parent.name for p in tmp_path.rglob("events.out.tfevents*")} == {"plain", "suppressed"}
 
 
 def test_the_demo_runs_from_yaml(tmp_path):
