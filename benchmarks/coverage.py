@@ -31,9 +31,10 @@ from scipy.special import ndtr, ndtri, stdtrit
 from torch import Tensor
 
 from lightning_interp.functional.coding import Design, code
-from lightning_interp.functional.contribution import effects, fit, interval_note, table
+from lightning_interp.functional.contribution import effects, fit, interval_note
 from lightning_interp.functional.direction import pattern
 from lightning_interp.functional.sensitivity import derivative, derivative_test
+from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import sample_weights
 from lightning_interp.metrics.layer import membership
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_interp.functional.coding import infer_kind
-from lightning_interp.functional.contribution import Table, table
 from lightning_interp.functional.outputs import explain_output
+from lightning_interp.functional.table import Table, table
 from lightning_interp.metrics.layer import LayerStatistics, LayerSummary, Membership, membership
 from lightning_interp.metrics.table import OutputTable
 from lightning_interp.processes import gathered

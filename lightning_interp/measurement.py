@@ -13,10 +13,11 @@ from torch import Tensor
 from lightning_interp.errors import VariableError
 from lightning_interp.events import ByLevel, Effect, Groups, Share
 from lightning_interp.functional.coding import Design, Factor, code
-from lightning_interp.functional.contribution import Estimate, Fit, RankError, Table, effects, fit
+from lightning_interp.functional.contribution import Estimate, Fit, RankError, effects, fit
 from lightning_interp.functional.groups import group_accuracy
 from lightning_interp.functional.outputs import level_spread, magnitude
 from lightning_interp.functional.shares import Spread, debiased_share, r_squared, shares, spread
+from lightning_interp.functional.table import Table
 from lightning_interp.functional.weights import Weights, sample_weights
 
 _MIN_FOR_ALIAS = 30  # below this, two variables may coincide by chance

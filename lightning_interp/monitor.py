@@ -19,7 +19,7 @@ from lightning_interp.collection import Collection
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, nearest
 from lightning_interp.events import Event, magnitude_of
 from lightning_interp.functional.coding import infer_kind
-from lightning_interp.functional.contribution import Table
+from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
 from lightning_interp.passes import Caller, Replay, interventions, own_pass, sensitivities

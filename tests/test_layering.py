@@ -30,6 +30,7 @@ ORDER = [
     "variables",
     "batches",
     "events",
+    "results",
     "schedules",
     "errors",
 ]

@@ -14,85 +14,12 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from lightning_interp.functional.unique import unique_rows
+from lightning_interp.functional.table import Table, group_sum
 from lightning_interp.functional.weights import MAX_CELLS, Weights
 
 MAX_LEVERAGE = 0.99
 FEW = 5
 _RANK_TOLERANCE = 1e-9
-
-
-class Table(NamedTuple):
-    """Outputs grouped by identical variable values and source.
-
-    Attributes:
-        values: raw values of the variables, float64 `[r, p]`.
-        source: id of the source that the samples share, int64 `[r]`; all zero if none was named.
-        count: samples in each row, `[r]`.
-        mean: mean output, `[r, c]`.
-        m2: sum of squared deviations from it, `[r, c]`.
-        correct: samples that the model gets right, `[r]`.
-        scored: samples whose target is known, `[r]`.
-    """
-
-    values: Tensor
-    source: Tensor
-    count: Tensor  # type: ignore[assignment]  # the tuple's method of that name is of no use here
-    mean: Tensor
-    m2: Tensor
-    correct: Tensor
-    scored: Tensor
-
-    def grouped(self) -> Table:
-        """The same statistics with one row per distinct (values, source), in sorted order."""
-        key = torch.cat([self.values, self.source.unsqueeze(1).view(torch.float64)], dim=1)
-        _, row = unique_rows(key)
-        groups = int(row.max()) + 1 if len(row) else 0
-        first = torch.zeros(groups, dtype=torch.int64, device=row.device)
-        first.scatter_(0, row, torch.arange(len(row), device=row.device))
-        count = _sum(self.count, row, groups)
-        mean = _sum(self.count.unsqueeze(1) * self.mean, row, groups) / count.unsqueeze(1)
-        m2 = _sum(self.m2 + self.count.unsqueeze(1) * (self.mean - mean[row]) ** 2, row, groups)
-        return Table(
-            self.values[first], self.source[first], count, mean, m2,
-            _sum(self.correct, row, groups), _sum(self.scored, row, groups),
-        )  # fmt: skip
-
-    def __add__(self, other: Table) -> Table:  # type: ignore[override]  # merging, not joining tuples
-        """Both tables' samples together."""
-        return Table(*(torch.cat([a, b]) for a, b in zip(self, other))).grouped()
-
-
-def table(
-    values: Tensor,
-    output: Tensor,
-    source: Tensor | None = None,
-    correct: Tensor | None = None,
-    scored: Tensor | None = None,
-) -> Table:
-    """The `Table` of single samples.
-
-    Args:
-        values: raw values `[n, p]`.
-        output: what is explained, `[n, c]`.
-        source: ids of shared sources, int64 `[n]`.
-        correct: whether the model is right, `[n]` in 0…1.
-        scored: whether the target is known, `[n]`.
-
-    Returns:
-        A `Table` with one row per distinct (values, source).
-    """
-    n = len(values)
-    zero = torch.zeros(n, dtype=torch.float64, device=values.device)
-    return Table(
-        values.double(),
-        zero.long() if source is None else source,
-        zero + 1,
-        output.double(),
-        torch.zeros_like(output, dtype=torch.float64),
-        zero if correct is None else correct.double(),
-        (zero if correct is None else zero + 1) if scored is None else scored.double(),
-    ).grouped()
 
 
 class RankError(ValueError):
@@ -181,13 +108,13 @@ class Fit(NamedTuple):
         weight = contrast @ self.influence.T  # [m, r]
         cells = int(cell.max()) + 1
         if self.sources is None:
-            size = _sum(count, cell, cells)
-            square = _sum((count * weight**2).T, cell, cells)
+            size = group_sum(count, cell, cells)
+            square = group_sum((count * weight**2).T, cell, cells)
         else:
             pair, unit = torch.unique(torch.stack([cell, source], 1), dim=0, return_inverse=True)
-            total = _sum((count * weight).T, unit, len(pair))
-            size = _sum(torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], cells)
-            square = _sum(total**2, pair[:, 0], cells)
+            total = group_sum((count * weight).T, unit, len(pair))
+            size = group_sum(torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], cells)
+            square = group_sum(total**2, pair[:, 0], cells)
         welch = square.sum(0) ** 2 / (square**2 / (size - 1).clamp_min(0.5).unsqueeze(1)).sum(0)
         fewer = self._bell_mccaffrey(weight) if self.sources is None else self.sources.bell_mccaffrey(contrast)
         return torch.minimum(welch, fewer).clamp_min(1.0)
@@ -246,16 +173,14 @@ def _sources(q: Tensor, root: Tensor, mass: Tensor, weight: Tensor, residual: Te
     _, unit = torch.unique(source, return_inverse=True)
     units, p = int(unit.max()) + 1, q.shape[1]
     squares = q.unsqueeze(2) * q.unsqueeze(1)
-    k, noise = (_sum((m[:, None, None] * squares).flatten(1), unit, units).view(units, p, p) for m in (mass, mass * weight))
-    u = _sum((mass[:, None, None] * q.unsqueeze(2) * residual.unsqueeze(1)).flatten(1), unit, units)
+    k, noise = (
+        group_sum((m[:, None, None] * squares).flatten(1), unit, units).view(units, p, p) for m in (mass, mass * weight)
+    )
+    u = group_sum((mass[:, None, None] * q.unsqueeze(2) * residual.unsqueeze(1)).flatten(1), unit, units)
     values, vectors = torch.linalg.eigh(k)
     shrink = (1 - values).clamp_min(1e-12).rsqrt()
     shrunk = vectors @ (shrink.unsqueeze(2) * vectors.mT) @ root
     return Sources(shrunk.mT @ u.view(units, p, -1), k, noise, shrunk), float(values.max())
-
-
-def _sum(x: Tensor, index: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, *x.shape[1:], dtype=x.dtype, device=x.device).index_add_(0, index, x)
 
 
 class Estimate(NamedTuple):
@@ -310,7 +235,7 @@ def interval_note(fitted: Fit) -> str | None:
     if fitted.sources is not None:
         pair = torch.unique(torch.stack([cell, source], 1), dim=0)
         count, cell, what = torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], "sources"
-    smallest = int(_sum(count, cell, cells).min())
+    smallest = int(group_sum(count, cell, cells).min())
     if fitted.leverage > MAX_LEVERAGE:
         return f"withheld: a sample or source has leverage {fitted.leverage:.3f}, over {MAX_LEVERAGE}"
     if smallest < 2 and cells <= MAX_CELLS:

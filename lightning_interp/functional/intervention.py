@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_interp.functional.contribution import Estimate, effects, fit, table
+from lightning_interp.functional.contribution import Estimate, effects, fit
+from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import Weights
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_interp.functional.contribution import Table
+from lightning_interp.functional.table import Table
 
 MAX_LMG = 10
 

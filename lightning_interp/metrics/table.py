@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_interp.functional.contribution import Table
+from lightning_interp.functional.table import Table
 
 
 class OutputTable(Metric):
@@ -20,7 +20,7 @@ class OutputTable(Metric):
 
     Example:
         >>> import torch
-        >>> from lightning_interp.functional.contribution import table
+        >>> from lightning_interp.functional.table import table
         >>> metric = OutputTable(variables=1)
         >>> metric.update(table(torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([[1.0], [2.0], [4.0]])))
         >>> metric.compute().mean.flatten().tolist()

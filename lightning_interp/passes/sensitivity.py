@@ -14,9 +14,10 @@ from lightning_interp.activations.pooling import tensor_of
 from lightning_interp.activations.select import Layer
 from lightning_interp.events import Sensitivity
 from lightning_interp.functional.coding import Factor
-from lightning_interp.functional.contribution import RankError, fit, table
+from lightning_interp.functional.contribution import RankError, fit
 from lightning_interp.functional.outputs import explain_output
 from lightning_interp.functional.sensitivity import Test, derivative, derivative_test, holm, tcav
+from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import sample_weights
 from lightning_interp.layers import LayerResult
 from lightning_interp.measurement import Equation

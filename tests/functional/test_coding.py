@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from lightning_interp.errors import VariableError
 from lightning_interp.functional.coding import Design, code, infer_kind
-from lightning_interp.functional.contribution import effects, fit, table
+from lightning_interp.functional.contribution import effects, fit
 from lightning_interp.functional.outputs import level_spread, magnitude
+from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import sample_weights
 
 

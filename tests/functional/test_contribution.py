@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lightning_interp.functional.contribution import (
-    RankError,
-    Table,
-    effects,
-    fit,
-    interval_note,
-    robustness_value,
-    table,
-)
+from lightning_interp.functional.contribution import RankError, effects, fit, interval_note, robustness_value
+from lightning_interp.functional.table import Table, table
 from lightning_interp.functional.weights import MAX_CELLS, Weights
 
 SEEDS = st.integers(0, 2**31)

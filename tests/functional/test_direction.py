@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
-from lightning_interp.functional.contribution import table
 from lightning_interp.functional.direction import drift, lda, mean_difference, pattern, ridge_filter
 from lightning_interp.functional.moments import Target, cross, moments
 from lightning_interp.functional.shares import spread
+from lightning_interp.functional.table import table
 
 SEEDS = st.integers(0, 2**31)
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_interp.functional.coding import code
-from lightning_interp.functional.contribution import effects, fit, table
+from lightning_interp.functional.contribution import effects, fit
 from lightning_interp.functional.direction import pattern
 from lightning_interp.functional.sensitivity import derivative, derivative_test, holm, tcav
+from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import sample_weights
 
 SEEDS = st.integers(0, 2**31)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
-from lightning_interp.functional.contribution import fit, table
+from lightning_interp.functional.contribution import fit
 from lightning_interp.functional.shares import (
     MAX_LMG,
     Spread,
@@ -20,6 +20,7 @@ from lightning_interp.functional.shares import (
     shares,
     spread,
 )
+from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import Weights
 
 SEEDS = st.integers(0, 2**31)

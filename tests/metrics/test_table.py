@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_interp.functional.contribution import table
+from lightning_interp.functional.table import table
 from lightning_interp.metrics import OutputTable
 
 N = 200
