@@ -126,12 +126,12 @@ class HeldOut(NamedTuple):
     Attributes:
         rows: their places among the kept rows, int64 `[m]`.
         level: {variable: level index `[m]`} of the discrete ones.
-        positive: {variable: whether each column that a probe predicts is 1, bool `[m, t]`}.
+        positive: whether each column that a probe predicts is 1, of all discrete variables side by side, bool `[m, t]`.
     """
 
     rows: Tensor
     level: dict[str, Tensor]
-    positive: dict[str, Tensor]
+    positive: Tensor
 
 
 def _middle(f: Factor, keys: Tensor, count: Tensor, discrete: Sequence[bool]) -> Tensor:
@@ -233,16 +233,21 @@ class LayerReader:
     ) -> dict[str, tuple[float | None, float | None]]:
         """Balanced accuracy and AUROC on the kept rows, each half read by the probe of the other."""
         wanted = [(f, b) for f, b in zip(self.eq.design.factors, targets[0].blocks) if f.discrete]
-        read: dict[str, list[tuple[Tensor, Tensor]]] = {f.name: [] for f, _ in wanted}
+        if not wanted:
+            return {}
+        columns = torch.cat([torch.arange(b.start, b.stop) for _, b in wanted])
+        sizes = [b.stop - b.start for _, b in wanted]
+        folds = []
         for fold, (probe, held) in enumerate(zip(probes, self._held_out(layer))):
-            scores = probe.scores(layer.kept[held.rows])
-            for f, b in wanted:
-                middle = Probe(probe.weight[:, b], probe.bias[b]).between(
-                    targets[fold].middle[f.name] @ layer.folds[fold].hidden
-                )
-                level, positive = held.level[f.name], held.positive[f.name]
-                read[f.name].append((balanced_accuracy(scores[:, b], level, middle), auroc(scores[:, b], positive).nanmean()))
-        return {name: (_mean([a for a, _ in pairs]), _mean([a for _, a in pairs])) for name, pairs in read.items()}
+            only = Probe(probe.weight[:, columns], probe.bias[columns])
+            scores = only.scores(layer.kept[held.rows])
+            middle = only.between(torch.cat([targets[fold].middle[f.name] for f, _ in wanted]) @ layer.folds[fold].hidden)
+            parts = zip(wanted, scores.split(sizes, dim=1), middle.split(sizes))
+            accuracy = torch.stack([balanced_accuracy(s, held.level[f.name], m) for (f, _), s, m in parts])
+            area = torch.stack([columns.nanmean() for columns in auroc(scores, held.positive).split(sizes)])
+            folds.append(torch.stack([accuracy, area], dim=1))
+        found = torch.stack(folds).mean(0)
+        return {f.name: (_number(a), _number(b)) for (f, _), (a, b) in zip(wanted, found)}
 
     def _held_out(self, layer: LayerSummary) -> list[HeldOut]:
         """The kept rows outside each fold, worked out once for all layers that kept the same rows."""
@@ -252,12 +257,12 @@ class LayerReader:
             for fold in (0, 1):
                 rows = (layer.kept_second != bool(fold)).nonzero().flatten()
                 level = {f.name: f.level_index(layer.kept_values[rows, f.column]) for f in self.eq.design.factors if f.discrete}
-                positive = {f.name: indicator_codes(f)[level[f.name]] > 0 for f in self.eq.design.factors if f.discrete}
+                positive = torch.cat([indicator_codes(f)[level[f.name]] for f in self.eq.design.discrete], dim=1) > 0
                 folds.append(HeldOut(rows, level, positive))
             self._kept = (kept, folds)
         return self._kept[1]
 
 
-def _mean(parts: Sequence[Tensor]) -> float | None:
-    value = float(torch.stack(list(parts)).mean())
+def _number(x: Tensor) -> float | None:
+    value = float(x)
     return value if math.isfinite(value) else None

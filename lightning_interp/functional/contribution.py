@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from lightning_interp.functional.table import Table, group_sum
+from lightning_interp.functional.unique import unique_rows
 from lightning_interp.functional.weights import MAX_CELLS, Weights
 
 MAX_LEVERAGE = 0.99
@@ -111,7 +112,7 @@ class Fit(NamedTuple):
             size = group_sum(count, cell, cells)
             square = group_sum((count * weight**2).T, cell, cells)
         else:
-            pair, unit = torch.unique(torch.stack([cell, source], 1), dim=0, return_inverse=True)
+            pair, unit = unique_rows(torch.stack([cell, source], 1))
             total = group_sum((count * weight).T, unit, len(pair))
             size = group_sum(torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], cells)
             square = group_sum(total**2, pair[:, 0], cells)
@@ -233,7 +234,7 @@ def interval_note(fitted: Fit) -> str | None:
     cells = int(cell.max()) + 1
     what = "samples"
     if fitted.sources is not None:
-        pair = torch.unique(torch.stack([cell, source], 1), dim=0)
+        pair, _ = unique_rows(torch.stack([cell, source], 1))
         count, cell, what = torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], "sources"
     smallest = int(group_sum(count, cell, cells).min())
     if fitted.leverage > MAX_LEVERAGE:
