@@ -168,7 +168,6 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_are_those_of_the_penalty_by_hand(case):
-    # BUG (dro, adjusted: the value logged holds the adjustment; the weights are right).
     penalty, hand_options, both = CASES[case]
     one, other, plain = net(), net(), net()
     s = suppression(one, penalty(), **both)
@@ -242,7 +241,6 @@ def test_the_cap_holds_the_gradient_at_the_output(cap, balance):
 
 @pytest.mark.parametrize("penalty", [ContributionPenalty, InvariancePenalty])
 def test_an_in_place_layer_after_the_output(penalty):
-    # BUG (InvariancePenalty): the second pass keeps the output itself, which the in-place layer then overwrites.
     kind = "contribution" if penalty is ContributionPenalty else "invariance"
     results = []
     for inplace in (True, False):
@@ -302,7 +300,6 @@ def regression(model, batch):
 
 @pytest.mark.parametrize("penalty", [ContributionPenalty, InvariancePenalty])
 def test_a_regression_on_two_outputs(penalty):
-    # BUG (InvariancePenalty): the second pass is read with no target, so two outputs become one margin.
     model, batch = net(), next(batches(size=64))
     s = suppression(
         model, penalty(*([] if penalty is InvariancePenalty else [32])), balance=False, target=lambda b: b["x"][:, 2:4]
@@ -333,7 +330,6 @@ class Broken(Penalty):
 
 @pytest.mark.parametrize("balance", [False, True])
 def test_a_penalty_that_is_not_finite_is_dropped_counted_and_said_once(balance):
-    # BUG (balance=True): with balanced weights it is neither counted nor said.
     model = net()
     s = suppression(model, Broken(), balance=balance)
     with warnings.catch_warnings(record=True) as seen:
@@ -346,7 +342,6 @@ def test_a_penalty_that_is_not_finite_is_dropped_counted_and_said_once(balance):
 
 @pytest.mark.parametrize("balance", [False, True])
 def test_a_batch_of_one_cell_is_skipped_and_counted(balance):
-    # BUG (balance=True): once other cells are known the batch is not counted.
     model = net()
     s = suppression(model, ContributionPenalty(window_rows=8), balance=balance)
     everything = next(batches(size=192))
@@ -402,7 +397,6 @@ def test_a_loss_that_does_not_depend_on_the_output_is_said():
 
 
 def test_a_loss_without_a_graph_is_not_an_error():
-    # BUG: RuntimeError from autograd.
     model = net()
     s = suppression(model, ContributionPenalty(window_rows=32), balance=False)
     batch = next(batches())
@@ -413,7 +407,6 @@ def test_a_loss_without_a_graph_is_not_an_error():
 
 
 def test_outputs_that_are_not_finite_do_not_stay_in_the_window():
-    # BUG: they make the penalty of the following 256 rows NaN.
     model = net()
     s = suppression(model)
     with warnings.catch_warnings():
@@ -445,7 +438,6 @@ def test_labels_that_are_not_finite_or_do_not_fit_are_skipped():
 
 @pytest.mark.parametrize("penalty", [InvariancePenalty])
 def test_an_output_that_the_second_pass_leaves_out_is_said(penalty):
-    # BUG: IndexError.
     model = net()
     s = suppression(model, penalty(), output="2", inputs=lambda m, b: m[0](b["x"]))
     batch = next(batches())
@@ -457,7 +449,6 @@ def test_an_output_that_the_second_pass_leaves_out_is_said(penalty):
 
 @pytest.mark.parametrize("penalty", [BalancedReweighting, GroupDRO])
 def test_a_penalty_that_needs_a_target_says_so(penalty):
-    # BUG: `needs_target` is not looked at: every step is skipped in silence.
     model = net()
     s = suppression(model, penalty(), target=None)
     with pytest.warns(InterpWarning, match="target"):
@@ -465,7 +456,6 @@ def test_a_penalty_that_needs_a_target_says_so(penalty):
 
 
 def test_no_balance_without_a_target_is_said():
-    # BUG: `balance=True` without a target does nothing, in silence.
     model = net()
     s = suppression(model, target=None)
     with pytest.warns(InterpWarning, match="target"):
@@ -473,7 +463,6 @@ def test_no_balance_without_a_target_is_said():
 
 
 def test_another_loss_than_loss_fn_is_said():
-    # MISSING (DESIGN 4): a warning gives both values where the mean of `loss_fn` is not the loss returned.
     model = net()
     s = suppression(model, GroupDRO())
     batch = next(batches())
@@ -484,7 +473,6 @@ def test_another_loss_than_loss_fn_is_said():
 
 
 def test_a_binary_variable_with_three_values_is_named():
-    # BUG: coded as categorical; the monitor raises for the same labels.
     s = Suppression(net(), Confounder("grass", kind="binary"), [MOO], inputs="x", target="moo")
     batch = next(batches())
     batch["grass"] = torch.arange(32) % 3
@@ -556,7 +544,6 @@ def test_no_model_and_no_label_are_named():
 
 @pytest.mark.parametrize("case", ["window", "halves", "dro, adjusted", "reweighting"])
 def test_state_goes_through_a_checkpoint(case):
-    # BUG (GroupDRO): q and the cells' counts are not in the state.
     penalty, _, options = CASES[case]
     model = net()
     s = suppression(model, penalty(), **options)

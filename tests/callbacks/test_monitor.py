@@ -151,7 +151,7 @@ def test_a_frozen_batch_norm_stays_in_evaluation_mode():
 
 
 def keys(measures, first):
-    """DESIGN, section 7, for one confounder `grass` and one concept `moo`, both binary."""
+    """The logged keys for one confounder `grass` and one concept `moo`, both binary."""
     out = {f"contribution/{v}" for v in (*NAMES, "unexplained")} | {f"effect/{v}" for v in NAMES}
     at_layers = ["decodability", "selectivity", "decodability_accuracy", "decodability_auroc", *([] if first else ["drift"])]
     if "sensitivity" in measures:

@@ -166,7 +166,6 @@ def test_weights_are_those_by_hand(plain, penalty, hand, both):
     ids=str,
 )
 def test_weights_are_those_by_hand_however_lightning_steps(plain, options):
-    # BUG (64-true): the losses are taken in float32.
     # (bf16-mixed: the output is cast to float32 twice, so that its gradient is rounded twice.)
     _, found = fit(suppress(), **options)
     _, wanted = fit(model=ByHand, **options)
@@ -175,7 +174,6 @@ def test_weights_are_those_by_hand_however_lightning_steps(plain, options):
 
 
 def test_invariance_under_mixed_precision_is_that_by_hand():
-    # BUG: the second pass runs outside the loop's autocast, so that f(x) and f(do(x)) differ by rounding.
     def forward(model, batch):
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             return model(batch["x"])
@@ -225,7 +223,6 @@ def test_a_step_that_returns_none_is_left_alone():
 @pytest.mark.parametrize("optimizers", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=str)
 def test_manual_optimization(optimizers, options):
-    # BUG: the last line only: with balanced weights a step without a term is not counted.
     s = suppress()
     _, found = fit(s, model=lambda: Manual(None, optimizers), **options)
     _, wanted = fit(model=lambda: Manual(Hand(), optimizers), **options)
@@ -236,7 +233,6 @@ def test_manual_optimization(optimizers, options):
 
 
 def test_manual_optimization_with_a_second_forward_pass():
-    # BUG: the batch is forgotten after the first backward; the second loss through the output ends the training.
     class Twice(Manual):
         def training_step(self, batch, batch_idx):
             for o in self.optimizers():
@@ -252,7 +248,6 @@ def test_manual_optimization_with_a_second_forward_pass():
 
 
 def test_manual_optimization_without_manual_backward_is_said():
-    # BUG: `loss.backward()` goes past the penalty in silence.
     class Past(Manual):
         def training_step(self, batch, batch_idx):
             o = self.optimizers()
@@ -265,7 +260,6 @@ def test_manual_optimization_without_manual_backward_is_said():
 
 
 def test_labels_are_those_before_the_step():
-    # BUG: labels are read after `training_step`, which may have changed the batch.
     class Changing(Boring):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
@@ -314,7 +308,6 @@ def test_a_training_step_set_on_the_instance_is_given_back():
 
 
 def test_two_side_by_side(tmp_path):
-    # BUG: the first to leave takes both wrappers away and the second puts the first's back.
     places = Confounder("odd", label=lambda batch: batch["id"] % 3 % 2)
     pair = [suppress(), suppress(places, [], penalty=ContributionPenalty(8), weight=3.0)]
     run, both = fit(*pair)
@@ -326,7 +319,6 @@ def test_two_side_by_side(tmp_path):
 
 
 def test_two_penalties_on_one_confounder_have_keys_of_their_own():
-    # MISSING (DESIGN 7): `/{penalty}` is added where a confounder has two.
     run, _ = fit(suppress(), suppress(penalty=InvariancePenalty()))
     found = {k for k in run.callback_metrics if k.startswith("penalty/")}
     assert found == {"penalty/grass/ContributionPenalty", "penalty/grass/InvariancePenalty"}
@@ -378,7 +370,6 @@ def test_the_users_loss_stays_the_tasks_loss(plain):
 
 
 def test_a_step_without_a_term_logs_none():
-    # BUG: a skipped step logs the term of the step before once more.
     memory = Memory()
     fit(suppress(penalty=ContributionPenalty(16)), logger=memory)
     _, wanted = fit(model=lambda: ByHand(Hand(rows=16)))
@@ -389,7 +380,6 @@ def test_a_step_without_a_term_logs_none():
 
 @pytest.mark.parametrize(("every", "epochs"), [(1, 2), (5, 2), (10, 2), (30, 6)])
 def test_keys_reach_callback_metrics_and_the_csv(tmp_path, every, epochs):
-    # BUG: the place in the epoch is counted, not the Trainer's steps: with 12 batches and log_every_n_steps=30 none is logged.
     logger = CSVLogger(tmp_path)
     run, _ = fit(suppress(weight=3.0), logger=logger, log_every_n_steps=every, max_epochs=epochs)
     keys = {"penalty/grass", "penalty_weight/grass", "penalty_scale/grass"}
@@ -407,7 +397,6 @@ def test_keys_reach_callback_metrics_and_the_csv(tmp_path, every, epochs):
 
 
 def test_a_trainer_that_never_logs():
-    # BUG: ZeroDivisionError.
     run, _ = fit(suppress(), log_every_n_steps=0)
     assert "penalty/grass" in run.callback_metrics
 
@@ -428,7 +417,6 @@ def test_names_are_those_of_a_monitor(first):
 
 
 def test_places_of_a_monitor_are_taken_for_variables_too():
-    # BUG: "None: that of the monitor" holds for names only; variables get the LightningModule's own forward, and no target.
     s = SuppressConfounder(Confounder("grass"), [Concept("moo")], start_epoch=0, ramp_epochs=0)
     _, found = fit(monitor(), s)
     _, wanted = fit(suppress())
@@ -468,7 +456,6 @@ def test_a_wrong_output_names_the_nearest():
 
 @pytest.mark.parametrize("penalty", [None, partial(ContributionPenalty, 16), partial(GroupDRO, 0.2, 1.0)])
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, penalty):
-    # BUG (GroupDRO): q and its counts are not in the checkpoint.
     def go(epochs, **more):
         s = suppress(penalty=penalty and penalty(), start_epoch=1, ramp_epochs=2)
         saver = [ModelCheckpoint(tmp_path, save_last=True)] if epochs == 2 else []

@@ -185,7 +185,6 @@ def test_group_dro_equals_algorithm_1(adjustment):
 
 
 def test_group_dro_value_is_without_the_adjustment():
-    # BUG: the class says that the adjustment is used for q and for nothing that is logged; the term's value holds Σ q·C/√n.
     term = GroupDRO(0.1, 5.0)
     losses = torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cell = torch.arange(30) % 3
