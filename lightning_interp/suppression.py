@@ -133,9 +133,14 @@ class Suppression:
         if self.model is None:
             raise InterpError("the Suppression has no model yet; give `model`, or call `bind(model)`.")
         self._raws, self._batch, self._asked, self.last = [], batch, False, {}
-        # Before the step, which may change the batch.
-        self._values = self._reader.values(batch)
-        self._target = self._reader.read_target(batch, len(self._values))
+        self._values, self._target = torch.zeros(0, 0), None
+        try:  # before the step, which may change the batch
+            self._values = self._reader.values(batch)
+            self._target = self._reader.read_target(batch, len(self._values))
+        except Exception as problem:  # a label function is the user's; an error at first, later the batch has no penalty
+            if not self._worked:
+                raise
+            self._say(f"a batch has no penalty: {problem}")
         with ExitStack() as stack:
             stack.enter_context(hooked({"output": self._layer}, self._read))
             if self.output is None:
@@ -324,5 +329,7 @@ class Suppression:
         """Continue from `state_dict`."""
         self.design.load_state_dict(state["design"])
         self.skipped = state["skipped"]
-        self.term.load_state_dict(state.get("penalty", {}))
+        self._worked = True
+        if state.get("penalty"):
+            self.term.load_state_dict(state["penalty"])
         self._window = [(values, output) for values, output in state["window"]]

@@ -556,3 +556,26 @@ def test_state_goes_through_a_checkpoint(case):
     again.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(train(model, s, seed=5), train(other, again, seed=5))
     assert again.skipped == s.skipped
+
+
+def test_a_label_that_is_missing_once_training_runs_costs_that_batch_its_penalty_and_no_more():
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    batch = {"x": torch.randn(300, 3), "moo": torch.arange(300) % 2, "grass": torch.arange(300) // 2 % 2}
+    s = Suppression(net, GRASS, [MOO], target="moo")
+    for broken in (False, True):
+        seen = {k: v for k, v in batch.items() if not (broken and k == "grass")}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with s.watching(seen):
+                loss = F.cross_entropy(net(seen["x"]), seen["moo"])
+            term = s.penalty(loss).detach()
+        assert (float(term) == 0) == broken
+        assert s.skipped == broken
+        assert any("a batch has no penalty: `label of 'grass'" in str(w.message) for w in caught) == broken
+
+
+def test_a_label_that_is_missing_from_the_start_is_an_error():
+    s = Suppression(nn.Linear(3, 2), Confounder("gras"), [MOO], target="moo")
+    with pytest.raises(LabelError, match="Did you mean 'grass'"), s.watching({"grass": torch.zeros(4), "moo": torch.zeros(4)}):
+        pass
