@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_interp.functional.coding import infer_kind
+from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.outputs import explain_output
 from lightning_interp.functional.table import Table, table
 from lightning_interp.metrics.layer import LayerStatistics, LayerSummary, Membership, membership
@@ -146,7 +146,7 @@ class Collection:
         raw = torch.cat([r.output.reshape(len(r.output), -1) for r in usable])
         known = all(r.target is not None for r in usable)
         target = torch.cat([r.target for r in usable if r.target is not None]) if known else None
-        explained = explain_output(raw.float() if raw.dtype != torch.float64 else raw, target, self.task)
+        explained = explain_output(raw, target, self.task)
         self.task = explained.task
         source = None if usable[0].source is None else _joined([r.source for r in usable])
         values = torch.cat([r.values for r in usable])
@@ -156,10 +156,7 @@ class Collection:
     def _provisional(self) -> list[bool]:
         if self.discrete is None:
             values = torch.cat([r.values for r in self._waiting])
-            self.discrete = [
-                (infer_kind(torch.unique(values[:, j]), j in self.level_names) if kind == "auto" else kind) != "continuous"
-                for j, kind in enumerate(self.kinds)
-            ]
+            self.discrete = [is_discrete(kind, values[:, j], j in self.level_names) for j, kind in enumerate(self.kinds)]
         return self.discrete
 
     def _sum_layers(self, discrete: list[bool]) -> None:

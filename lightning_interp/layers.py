@@ -15,7 +15,7 @@ from lightning_interp.functional.coding import Factor
 from lightning_interp.functional.direction import drift, pattern
 from lightning_interp.functional.moments import Cross, Moments, Target, cross
 from lightning_interp.functional.probe import Probe, auroc, balanced_accuracy, held_out_r2, ridge_probe
-from lightning_interp.measurement import Equation
+from lightning_interp.measurement import Equation, number
 from lightning_interp.metrics.layer import BINS, CONTROLS, LayerSummary, is_cell
 
 
@@ -88,12 +88,14 @@ class FoldTargets:
         self.blocks: list[slice] = []
         self.controls: list[slice] = []
         self._continuous: list[tuple[int, Target]] = []
-        self.middle = {f.name: _middle(f, keys, m.count, discrete) for f in eq.design.factors if f.discrete}
+        self.middle: dict[str, Tensor] = {}
         rows, means, variances, start = [], [], [], 0
         for f in eq.design.factors:
             for i, t in enumerate([target_of(f, keys, discrete, indicators=True), *control_targets(f, eq, keys)]):
                 one = cross(m, t)
                 width = len(one.mean)
+                if i == 0 and f.discrete:
+                    self.middle[f.name] = _middle(t, m.count)
                 (self.controls if i else self.blocks).append(slice(start, start + width))
                 if t.column >= 0:
                     self._continuous.append((start, t))
@@ -134,8 +136,7 @@ class HeldOut(NamedTuple):
     positive: Tensor
 
 
-def _middle(f: Factor, keys: Tensor, count: Tensor, discrete: Sequence[bool]) -> Tensor:
-    target = target_of(f, keys, discrete, indicators=True)
+def _middle(target: Target, count: Tensor) -> Tensor:
     mass = count[target.groups].unsqueeze(1)
     inside, outside = mass * target.codes, mass * (1 - target.codes)
     out = torch.zeros(target.codes.shape[1], len(count), dtype=torch.float64)
@@ -189,12 +190,10 @@ class LayerReader:
 
     def _group_weights(self, keys: Tensor) -> Tensor | None:
         """Weight of one sample of each cell; None where all samples weigh the same."""
-        weights, discrete = self.eq.weights, self.eq.design.discrete
-        if weights.mode == "natural" or not discrete:
+        weights, design = self.eq.weights, self.eq.design
+        if weights.mode == "natural" or not design.discrete:
             return None
-        levels = torch.stack([f.level_index(keys[:, f.column]) for f in discrete], 1)
-        match = (levels.unsqueeze(1) == weights.cells.unsqueeze(0)).all(2).to(torch.uint8).argmax(1)
-        return weights.cell_weight[match]
+        return weights.cell_weight[weights.locate(design, keys)]
 
     # --- decodability -------------------------------------------------------------------------------------------------
 
@@ -247,7 +246,7 @@ class LayerReader:
             area = torch.stack([columns.nanmean() for columns in auroc(scores, held.positive).split(sizes)])
             folds.append(torch.stack([accuracy, area], dim=1))
         found = torch.stack(folds).mean(0)
-        return {f.name: (_number(a), _number(b)) for (f, _), (a, b) in zip(wanted, found)}
+        return {f.name: (number(a), number(b)) for (f, _), (a, b) in zip(wanted, found)}
 
     def _held_out(self, layer: LayerSummary) -> list[HeldOut]:
         """The kept rows outside each fold, worked out once for all layers that kept the same rows."""
@@ -261,8 +260,3 @@ class LayerReader:
                 folds.append(HeldOut(rows, level, positive))
             self._kept = (kept, folds)
         return self._kept[1]
-
-
-def _number(x: Tensor) -> float | None:
-    value = float(x)
-    return value if math.isfinite(value) else None

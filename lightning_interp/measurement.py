@@ -123,24 +123,29 @@ def _alias(design: Design, z: Tensor, error: RankError) -> str:
 # --- the equation's numbers -------------------------------------------------------------------------------------------
 
 
+def row_name(factor: Factor, level: int, output: int, classes: int) -> str:
+    """What one number of a variable is called: its level if categorical, its class if there are several, else nothing."""
+    parts = [factor.labels[level]] if factor.kind == "categorical" else []
+    return ",".join([*parts, *([str(output)] if classes > 1 else [])])
+
+
 def by_level(estimate: Estimate, factor: Factor, classes: int) -> ByLevel:
     """An `Estimate` `[m, c]` as an `Effect`, or one per level, class, or both."""
     rows, columns = estimate.value.shape
     named = {}
     for i in range(rows):
         for k in range(columns):
-            parts = [factor.labels[i]] if factor.kind == "categorical" else []
-            parts += [str(k)] if classes > 1 else []
-            named[",".join(parts)] = _effect(estimate, i, k)
+            named[row_name(factor, i, k, classes)] = _effect(estimate, i, k)
     return named if len(named) > 1 or "" not in named else named[""]
 
 
 def _effect(e: Estimate, i: int, k: int) -> Effect:
-    value, se, low, high, df, rv = (_number(part[i, k]) for part in e[:6])
+    value, se, low, high, df, rv = (number(part[i, k]) for part in e[:6])
     return Effect(value, low, high, se, df, rv, e.note)
 
 
-def _number(x: Tensor | float) -> float | None:
+def number(x: Tensor | float) -> float | None:
+    """A number for an event; None where it is not finite."""
     value = float(x)
     return value if math.isfinite(value) else None
 

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.select import module_names
+from lightning_interp.activations.select import device_of, module_names
 from lightning_interp.batches import Inputs, Place, moved
 from lightning_interp.collection import Collection
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, nearest
 from lightning_interp.events import Event, magnitude_of
-from lightning_interp.functional.coding import infer_kind
+from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
@@ -170,7 +170,7 @@ class Monitor:
         watcher = self._watcher
         with own_pass(watcher.model, gradients=False):
             for batch in batches:
-                placed = moved(batch, watcher.device)
+                placed = moved(batch, device_of(watcher.model))
                 watch = self._begin(placed)
                 if watch is None:
                     continue
@@ -326,9 +326,7 @@ class Monitor:
 
     def _guess(self, j: int, eq: Equation) -> bool:
         # A constant variable is what its one value makes of it, as the collection guessed.
-        kind: str = self._kinds[j]
-        kind = infer_kind(eq.rows.values[:1, j], j in self._collection.level_names) if kind == "auto" else kind
-        return kind != "continuous"
+        return is_discrete(self._kinds[j], eq.rows.values[:1, j], j in self._collection.level_names)
 
     def _check_ran(self, summaries: Mapping[str, Any], notes: list[str]) -> None:
         for name, layer in self._watcher.layers.items():
@@ -379,11 +377,7 @@ class Monitor:
         for note in event.notes:
             self.say(note, key=_NUMBER.sub("#", note))
         for name in self.suspects(event):
-            key = f"over {name}"
-            if key not in self._said:
-                self._said.add(key)
-                if world()[0] == 0:
-                    warnings.warn(self.alarm(event, name), InterpWarning, stacklevel=4)
+            self.say(self.alarm(event, name), key=f"over {name}")
 
     def suspects(self, event: Event) -> list[str]:
         """Confounders whose debiased share is over `warn_above`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_interp.activations.capture import RootCalls, hooked
+from lightning_interp.activations.capture import Read, RootCalls, hooked
 from lightning_interp.activations.pooling import output_of
 from lightning_interp.activations.select import Layer, find_module
 from lightning_interp.batches import Inputs, Place, load_function
@@ -142,18 +142,21 @@ class Suppression:
                 raise
             self._say(f"a batch has no penalty: {problem}")
         with ExitStack() as stack:
-            stack.enter_context(hooked({"output": self._layer}, self._read))
+            stack.enter_context(hooked({"output": self._layer}, self._into(self._raws)))
             if self.output is None:
                 stack.enter_context(self._root.watching(self.model))
             yield
 
-    def _read(self, name: str, layer: Layer, output: Any) -> Any:
-        found = None if self._root.wrapping else output_of(output, layer.key)
-        if found is None:
-            return None
-        self._raws.append(found)
-        # The network goes on with a copy: what a later in-place layer does to it is not done to ours.
-        return found.clone() if output is found else None
+    def _into(self, raws: list[Tensor]) -> Read:
+        def read(name: str, layer: Layer, output: Any) -> Any:
+            found = None if self._root.wrapping else output_of(output, layer.key)
+            if found is None:
+                return None
+            raws.append(found)
+            # The network goes on with a copy: what a later in-place layer does to it is not done to ours.
+            return found.clone() if output is found else None
+
+        return read
 
     def depends(self, loss: Tensor) -> bool:
         """Whether a loss depends on the output of the batch being watched."""
@@ -167,7 +170,8 @@ class Suppression:
         """Say so if the output of the step just watched never met a penalty."""
         if not self._asked and any(raw.requires_grad for raw in self._raws):
             self._say("no loss that depends on the output came through `manual_backward`: the penalty cannot act")
-        self._raws, self._batch = [], None
+        self._raws.clear()
+        self._batch = None
 
     def penalty(self, loss: Tensor | None = None) -> Tensor:
         """The weighted term for the batch just watched, to be added to the loss.
@@ -179,8 +183,9 @@ class Suppression:
             A scalar; 0 where the term cannot be had from this batch (counted in `skipped`) or is not finite.
         """
         # The batch stays until the next: a step of several forward passes may come back.
-        raws, batch = self._raws, self._batch
-        self._raws, self._asked, self.last = [], True, {}
+        raws, batch = self._raws.copy(), self._batch
+        self._raws.clear()  # the hook goes on filling it
+        self._asked, self.last = True, {}
         zero = torch.zeros((), device=raws[-1].device if raws else None)
         if self.factor == 0:
             return zero
@@ -276,14 +281,7 @@ class Suppression:
             raise InterpError("the Suppression has no model yet; call `bind(model)`.")
         raws: list[Tensor] = []
 
-        def read(name: str, layer: Layer, output: Any) -> Any:
-            found = output_of(output, layer.key)
-            if found is None:
-                return None
-            raws.append(found)
-            return found.clone() if output is found else None  # as in `_read`
-
-        with outside(), hooked({"output": self._layer}, read):
+        with outside(), hooked({"output": self._layer}, self._into(raws)):
             self.inputs.call(self.model, self.confounder.intervened(batch))
         fitting = [r for r in raws if len(r) == rows]
         if not fitting:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_interp.errors import VariableError
-from lightning_interp.functional.coding import MAX_AUTO_LEVELS, Factor, infer_kind
+from lightning_interp.functional.coding import MAX_AUTO_LEVELS, Factor, is_discrete
 from lightning_interp.functional.unique import unique_rows
 from lightning_interp.variables import Variable
 
@@ -48,10 +48,7 @@ class TrainingDesign:
     def observe(self, values: Tensor) -> None:
         """Take a batch's raw values `[n, p]` into account."""
         if self._discrete is None:
-            self._discrete = [
-                (infer_kind(torch.unique(values[:, j]), False) if v.kind == "auto" else v.kind) != "continuous"
-                for j, v in enumerate(self.variables)
-            ]
+            self._discrete = [is_discrete(v.kind, values[:, j], False) for j, v in enumerate(self.variables)]
         rows, index = unique_rows(values[:, self._columns].contiguous())
         for key, count in zip(map(tuple, rows.tolist()), torch.bincount(index, minlength=len(rows)).tolist()):
             self._counts[key] = self._counts.get(key, 0) + count

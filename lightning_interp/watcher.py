@@ -75,11 +75,6 @@ class Watcher:
         """Look at the model anew: parts of it may have been compiled since."""
         self._compiled = compiled(self.model)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
     @contextmanager
     def hooks(self, watch: Watch, root: bool = True) -> Iterator[None]:
         """Read layers and output while inside.

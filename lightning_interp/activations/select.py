@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from lightning_interp.errors import LayerError, nearest
@@ -75,6 +76,11 @@ def select(model: nn.Module, patterns: Sequence[str]) -> dict[str, Layer]:
             "Name fewer, or use a glob that stops at a dot ('encoder.*')."
         )
     return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model lives: the device of its first parameter, the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def find_module(model: nn.Module, name: str, argument: str) -> Layer:

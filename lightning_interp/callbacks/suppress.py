@@ -118,13 +118,12 @@ class SuppressConfounder(Callback):
 
     def _monitor(self, trainer: Trainer) -> ConceptMonitor | None:
         names = {v if isinstance(v, str) else v.name for v in self._named}
-        monitors = [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
-        return next((m for m in monitors if names & {v.name for v in m.monitor.variables}), None)
+        return next((m for m in _monitors(trainer) if names & {v.name for v in m.monitor.variables}), None)
 
     def _found(self, wanted: str | Variable, trainer: Trainer) -> Variable:
         if isinstance(wanted, Variable):
             return wanted
-        monitors = [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
+        monitors = _monitors(trainer)
         known = {v.name: v for m in reversed(monitors) for v in m.monitor.variables}
         if wanted not in known:
             hint = nearest(wanted, known) if monitors else " There is no ConceptMonitor in this Trainer; give a Variable."
@@ -239,6 +238,10 @@ class SuppressConfounder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
         self._state = state_dict.get("suppression")
+
+
+def _monitors(trainer: Trainer) -> list[ConceptMonitor]:
+    return [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
 
 
 def _with_penalty(suppression: Suppression, loss: Tensor) -> Tensor:

@@ -156,6 +156,17 @@ def infer_kind(levels: Tensor, named: bool) -> str:
     return "categorical" if named or (whole and len(levels) <= MAX_AUTO_LEVELS) else "continuous"
 
 
+def is_discrete(kind: str, values: Tensor, named: bool) -> bool:
+    """Whether a variable of stated or open kind has levels.
+
+    Args:
+        kind: as declared; "auto" is decided from the values.
+        values: raw values `[n]`.
+        named: whether the values are names (strings).
+    """
+    return (infer_kind(torch.unique(values), named) if kind == "auto" else kind) != "continuous"
+
+
 def _label(value: float) -> str:
     return str(int(value)) if value == int(value) else f"{value:g}"
 

@@ -40,6 +40,13 @@ class Weights(NamedTuple):
     effective: float
     note: str | None
 
+    def locate(self, design: Design, values: Tensor) -> Tensor:
+        """The cell of raw values `[n, p]` that the weights know, int64 `[n]`; 0 where no variable is discrete."""
+        if not design.discrete:
+            return torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        levels = torch.stack([f.level_index(values[:, f.column]) for f in design.discrete], 1)
+        return (levels.unsqueeze(1) == self.cells.unsqueeze(0)).all(2).to(torch.uint8).argmax(1)
+
 
 def sample_weights(design: Design, values: Tensor, count: Tensor, mode: str) -> Weights:
     """Weigh rows so that every cell counts the same, or every sample.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_interp.activations.select import device_of
 from lightning_interp.events import ByLevel, Effect
 from lightning_interp.functional.coding import Factor
 from lightning_interp.functional.intervention import interventional_effect
@@ -93,8 +94,8 @@ def _pairs(
     rows = []
     with own_pass(caller.model, gradients=False):
         for kept, keep in replay.usable():
-            batch = placed(kept, caller.device())
-            other = v.intervened(placed(kept, caller.device()))  # its own copy: it may write to it
+            batch = placed(kept, device_of(caller.model))
+            other = v.intervened(placed(kept, device_of(caller.model)))  # its own copy: it may write to it
             before = explain_output(caller.run(batch), None, eq.task).output.cpu()
             after = explain_output(caller.run(other), None, eq.task).output.cpu()
             if before.shape != after.shape:
@@ -104,17 +105,8 @@ def _pairs(
             values = reader.values(batch).cpu()
             z = f.encode(values[:, f.column])[:, 0]
             dz = f.encode(v.read(other)[0].cpu())[:, 0] - z
-            weight, cell = _weights_of(eq, values)
+            cell = eq.weights.locate(eq.design, values)
             source = reader.source(batch, len(values))
-            found = (dz, z, after - before, weight, cell, cell * 0 if source is None else source.cpu())
+            found = (dz, z, after - before, eq.weights.cell_weight[cell], cell, cell * 0 if source is None else source.cpu())
             rows.append(tuple(part[keep] for part in found))
     return tuple(torch.cat(parts) for parts in zip(*rows)) if rows else None
-
-
-def _weights_of(eq: Equation, values: Tensor) -> tuple[Tensor, Tensor]:
-    if not eq.design.discrete:
-        cell = torch.zeros(len(values), dtype=torch.int64)
-    else:
-        levels = torch.stack([f.level_index(values[:, f.column]) for f in eq.design.discrete], 1)
-        cell = (levels.unsqueeze(1) == eq.weights.cells.unsqueeze(0)).all(2).to(torch.uint8).argmax(1)
-    return eq.weights.cell_weight[cell], cell

@@ -110,10 +110,6 @@ class Caller:
             raise LayerError("`output` gave no tensor in a pass of its own; check `inputs` and `output`.")
         return out
 
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
 
 @contextmanager
 def own_pass(model: nn.Module, gradients: bool) -> Iterator[None]:

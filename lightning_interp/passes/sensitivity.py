@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_interp.activations.capture import hooked
 from lightning_interp.activations.pooling import tensor_of
-from lightning_interp.activations.select import Layer
+from lightning_interp.activations.select import Layer, device_of
 from lightning_interp.events import Sensitivity
 from lightning_interp.functional.coding import Factor
 from lightning_interp.functional.contribution import RankError, fit
@@ -20,7 +20,7 @@ from lightning_interp.functional.sensitivity import Test, derivative, derivative
 from lightning_interp.functional.table import table
 from lightning_interp.functional.weights import sample_weights
 from lightning_interp.layers import LayerResult
-from lightning_interp.measurement import Equation
+from lightning_interp.measurement import Equation, number, row_name
 from lightning_interp.passes.replay import Caller, Replay, own_pass, placed
 from lightning_interp.processes import gathered
 from lightning_interp.reading import token_mask
@@ -96,7 +96,7 @@ def sensitivities(
 
 def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, task: str) -> dict[str, Tensor]:
     steps: dict[str, Tensor] = {}
-    batch = placed(batch, caller.device())
+    batch = placed(batch, device_of(caller.model))
     mask = token_mask(batch)
 
     def nudge(name: str, layer: Layer, output: Any) -> Any:
@@ -179,9 +179,7 @@ def _split(
         out[f.name] = {}
         for i in range(len(f.contrasts())):
             for k in range(classes):
-                parts = ([f.labels[i]] if f.kind == "categorical" else []) + ([str(k)] if classes > 1 else [])
-                numbers = (float(x[at, k]) for x in (value, z, p, share))
-                v, zz, pp, tt = (x if math.isfinite(x) else None for x in numbers)
-                out[f.name][",".join(parts)] = Sensitivity(v, zz, pp, tt, note)
+                v, zz, pp, tt = (number(x[at, k]) for x in (value, z, p, share))
+                out[f.name][row_name(f, i, k, classes)] = Sensitivity(v, zz, pp, tt, note)
             at += 1
     return out

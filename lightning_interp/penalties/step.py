@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Step:
