@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from lightning_interp import Concept, Confounder, Monitor
 from lightning_interp.errors import InterpWarning
 
-torch.set_num_threads(1)  # nothing here is large: more threads only wait for each other
-
 NAMES = ("moo", "tail", "grass")
 
 

@@ -31,15 +31,6 @@ FIXED = partial(
 PROBE = Animals(VAL, 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # Nets this small are slower on many threads, ten times so where another process has the cores.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def probe(kind):
     """What `data` is given, made anew for every run."""
     made = {

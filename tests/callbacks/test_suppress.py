@@ -29,14 +29,6 @@ STEPS = TRAIN // BATCH  # in an epoch
 FIXED = partial(Boring, dropout=0.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def suppress(confounder=None, given=None, penalty=None, **options):
     """A SuppressConfounder of `Boring` that acts in full from the start."""
     confounder = Confounder("grass", intervention=swap_grass) if confounder is None else confounder
