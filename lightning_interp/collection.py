@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.outputs import explain_output
+from lightning_interp.functional.sampling import digest
 from lightning_interp.functional.table import Table, table
 from lightning_interp.metrics.layer import LayerStatistics, LayerSummary, Membership, membership
 from lightning_interp.metrics.table import OutputTable
@@ -97,6 +98,7 @@ class Collection:
             metric.reset()
         self.discrete: list[bool] | None = None
         self.not_finite = 0
+        self._digest = 0
 
     def add(self, rows: Rows, window: int | None = None) -> None:
         """Take a batch in; with `window`, only the last so many batches count."""
@@ -113,6 +115,10 @@ class Collection:
         self._tabulate()
         self._table.update(None)
         return self._table.merged()
+
+    def probe(self) -> str:
+        """A hash of the samples of all processes: a collective."""
+        return f"{sum(gathered(self._digest)) % 2**64:016x}"
 
     def summaries(self, discrete: Sequence[bool]) -> tuple[dict[str, LayerSummary], str | None]:
         """The layers' statistics of all processes: a collective.
@@ -150,6 +156,7 @@ class Collection:
         self.task = explained.task
         source = None if usable[0].source is None else _joined([r.source for r in usable])
         values = torch.cat([r.values for r in usable])
+        self._digest += int(digest(torch.cat([r.key for r in usable]).to(values.device), values))
         self._table.update(table(values, explained.output.to(values.device), source, explained.correct))
         self._waiting += usable
 

@@ -38,7 +38,9 @@ class Event:
         intervention: {variable: Effect}: E[f(do(z=1)) − f(do(z=0))].
         intervention_gap: {variable: estimated effect minus the interventional one}.
         groups: accuracy of the cells, None without a target.
-        coding: {variable: {"kind", "levels", "center", "scale"}} as decided from the probe set.
+        coding: {variable: {"kind", "levels", "values", "center", "scale"}} as decided from the probe set: levels as they are
+            printed, and their raw values.
+        probe: a hash of the samples measured, their ids and their variables' values, in any order; None where unknown.
         skipped: batches that were left out.
         cost_seconds: time the event took.
         notes: what was withheld or decided, and why.
@@ -60,6 +62,7 @@ class Event:
     intervention_gap: dict[str, float] = field(default_factory=dict)
     groups: Groups | None = None
     coding: dict[str, dict[str, Any]] = field(default_factory=dict)
+    probe: str | None = None
     skipped: int = 0
     cost_seconds: float = 0.0
     notes: tuple[str, ...] = ()

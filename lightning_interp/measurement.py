@@ -59,7 +59,13 @@ class Equation:
     def coding(self) -> dict[str, dict[str, Any]]:
         """How each variable was coded, in plain types."""
         return {
-            f.name: {"kind": f.kind, "levels": list(f.labels), "center": f.center, "scale": f.scale}
+            f.name: {
+                "kind": f.kind,
+                "levels": list(f.labels),
+                "values": list(f.levels),
+                "center": f.center,
+                "scale": f.scale,
+            }
             for f in self.design.factors
         }
 

@@ -276,6 +276,7 @@ class Monitor:
             mode=self.mode,
             task=eq.task,
             coding=eq.coding(),
+            probe=self._collection.probe(),
             skipped=skipped,
             groups=groups(eq) if "groups" in self.measures else None,
             decodability={name: r.scores for name, r in results.items() if r.scores},

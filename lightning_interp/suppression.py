@@ -5,25 +5,30 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_interp.activations.capture import Read, RootCalls, hooked
-from lightning_interp.activations.pooling import output_of
-from lightning_interp.activations.select import Layer, find_module
+from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs, Place, load_function
+from lightning_interp.budget import Budget, Reading, reading
+from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, VariableError
-from lightning_interp.functional.outputs import explain_output
+from lightning_interp.events import Event
+from lightning_interp.functional.coding import Factor
+from lightning_interp.held_out import held_out_coefficients
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
 from lightning_interp.reading import Reader
+from lightning_interp.recent import Recent
+from lightning_interp.step_watcher import StepWatcher, Taken
 from lightning_interp.training_design import TrainingDesign
+from lightning_interp.training_steps import Losses, TrainingSteps
 from lightning_interp.variables import Variable, check_variables
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+FADING = 0.75  # of the task's largest gradient, from one measurement to the next
 
 
 def default_losses(output: Tensor, target: Tensor) -> Tensor:
@@ -44,13 +49,18 @@ class Suppression:
         confounder: what should not matter.
         given: what should, and goes with it: it is held fixed where the confounder's effect is estimated.
         penalty: the term; by default `ContributionPenalty`.
-        weight: λ, 0 or more.
+        weight: λ, 0 or more; None: 1, or what the budget asks for.
         output: the module whose output is explained; None: the result of the model's own forward.
         inputs: what a second forward pass gives the model, see `Inputs`.
         target: where the task's label sits in a batch; None: the second element of a tuple or list.
         loss_fn: per-sample task losses `(output, target) -> [n]`, or `"pkg.mod:name"`; None: cross-entropy, or what fits.
         balance: whether the task's loss also gets cell-balanced weights.
         cap: κ: the term's gradient at the output is held under κ times that of the task, for penalties that are capped.
+        layer: the module whose activation a penalty on activations is given.
+        pooling: how that becomes one vector per sample, see `Pooling`.
+        budget: instead of a weight, the limit that the confounder's part is held under, see `Budget`: 0 to 1.
+        budget_on: "share" or "ratio".
+        only_above: the term acts only while the confounder's debiased share is over this, 0 to 1.
 
     Raises:
         InterpError: an argument is not usable.
@@ -72,109 +82,158 @@ class Suppression:
         confounder: Variable,
         given: Sequence[Variable] = (),
         penalty: Penalty | None = None,
-        weight: float = 1.0,
+        weight: float | None = None,
         output: str | None = None,
         inputs: str | int | Sequence[str] | Callable[..., Any] | None = None,
         target: Place | None = None,
-        loss_fn: str | LossFn | None = None,
+        loss_fn: str | Losses | None = None,
         balance: bool = True,
         cap: float = 1.0,
+        layer: str | None = None,
+        pooling: str | Callable[[Tensor], Tensor] = "mean",
+        budget: float | None = None,
+        budget_on: Literal["share", "ratio"] = "share",
+        only_above: float | None = None,
     ) -> None:
         self.variables = check_variables([confounder, *given])
         self.confounder = confounder
         self.term = ContributionPenalty() if penalty is None else penalty
-        if not weight >= 0:
-            raise InterpError(f"`weight` expects 0 or more, got {weight!r}.")
-        if not cap > 0:
-            raise InterpError(f"`cap` expects over 0, got {cap!r}.")
-        if self.term.needs_intervention and confounder.intervention is None:
-            raise VariableError(
-                f"`penalty={type(self.term).__name__}` needs an `intervention` of '{confounder.name}', "
-                "a function batch -> batch."
-            )
-        self.weight = weight
-        self.factor = 1.0  # of the schedule
+        self.budget = None if budget is None else Budget(budget, budget_on)
+        self.only_above = only_above
+        self._fixed = 1.0 if weight is None else weight
         self.cap = cap
+        self.layer = layer
+        self._check(weight)
+        self.factor = 1.0  # of the schedule
         self.balance = balance and not self.term.replaces_loss
         self.output = output
         self.inputs = Inputs(inputs)
+        self.pooling = Pooling(pooling)
+        if self.term.needs_derivative and not self.pooling.liftable:
+            raise InterpError(f"`pooling` expects a name with `penalty={self._kind}`, got a function: it cannot be inverted.")
         self._reader = Reader(self.variables, self.inputs, target, None, None)
-        self._losses: LossFn = load_function(loss_fn, "loss_fn") if isinstance(loss_fn, str) else loss_fn or default_losses
-        self.design = TrainingDesign(self.variables)
+        losses: Losses = load_function(loss_fn, "loss_fn") if isinstance(loss_fn, str) else loss_fn or default_losses
+        self.steps = TrainingSteps(self.variables, self.term.window_rows, losses)
+        self.recent = Recent(self.variables) if self.budget or only_above is not None else None
+        self.before: Event | None = None
+        self.measured: Event | None = None
+        self.concepts = [v.name for v in given if v.should_matter] or [v.name for v in given]
         self._reweight = BalancedReweighting()
-        self._root = RootCalls()
-        self._window: list[tuple[Tensor, Tensor]] = []
-        self._raws: list[Tensor] = []
-        self._batch: Any = None
-        self._values = torch.zeros(0, 0)
-        self._target: Tensor | None = None
-        self._asked = False
         self._compared = False
         self._worked = False
         self._said: set[str] = set()
         self.skipped = 0
+        self.acted = 0
         self.last: dict[str, float] = {}
-        self.model: nn.Module | None = None
+        self._reference = torch.zeros(())  # under a budget: the largest gradient of the task's loss of late
+        self._bound: StepWatcher | None = None
         if model is not None:
             self.bind(model)
 
+    def _check(self, weight: float | None) -> None:
+        kind = self._kind
+        if weight is not None and not weight >= 0:
+            raise InterpError(f"`weight` expects 0 or more, got {weight!r}.")
+        if weight is not None and self.budget is not None:
+            raise InterpError(f"`weight` and `budget` were both given ({weight!r} and {self.budget.limit!r}); give one.")
+        if self.term.replaces_loss and (weight is not None or self.budget is not None):
+            what = "weight" if self.budget is None else "budget"
+            raise InterpError(f"`{what}` does not go with `penalty={kind}`: it replaces the mean loss, and has no weight.")
+        if not self.cap > 0:
+            raise InterpError(f"`cap` expects over 0, got {self.cap!r}.")
+        if self.only_above is not None and not 0 < self.only_above < 1:
+            raise InterpError(f"`only_above` expects a share between 0 and 1, got {self.only_above!r}.")
+        if self.budget is not None and self.budget.on == "ratio" and len(self.variables) < 2:
+            raise InterpError("`budget_on='ratio'` compares with the concepts: name them in `given`.")
+        if self.term.needs_intervention and self.confounder.intervention is None:
+            raise VariableError(
+                f"`penalty={kind}` needs an `intervention` of '{self.confounder.name}', a function batch -> batch."
+            )
+        if self.term.needs_layer and self.layer is None:
+            raise InterpError(f"`penalty={kind}` needs a `layer`: the name of the module whose activation it acts on.")
+        if self.layer is not None and not self.term.needs_layer:
+            raise InterpError(f"`layer={self.layer!r}` has no meaning with `penalty={kind}`, which acts on the output.")
+
+    @property
+    def design(self) -> TrainingDesign:
+        """The coding of the variables so far."""
+        return self.steps.design
+
+    @property
+    def _kind(self) -> str:
+        return type(self.term).__name__
+
+    @property
+    def weight(self) -> float:
+        """λ now: the fixed weight, or the budget's multiplier; 0 while the share is not over `only_above`."""
+        if self.only_above is not None and not self._above(self.only_above):
+            return 0.0
+        return self._fixed if self.budget is None else self.budget.multiplier
+
+    def _above(self, least: float) -> bool:
+        share = None if self.measured is None else self.reading(self.measured).share
+        return share is None or share > least  # not known yet: it acts
+
+    # --- the model ----------------------------------------------------------------------------------------------------
+
     def bind(self, model: nn.Module) -> None:
-        """Name the model.
+        """Name the model, before parts of it that are compiled run for the first time.
 
         Raises:
-            LayerError: the output is no submodule of it.
+            LayerError: the output or the layer is no submodule of it.
         """
-        self.model = model
-        self._layer = Layer(model, None, True) if self.output is None else find_module(model, self.output, "output")
+        self.release()
+        derivative = self.term.needs_derivative
+        self._bound = StepWatcher(model, self.output, self.layer, self.inputs, self.pooling, self._reader, derivative)
+
+    def release(self) -> None:
+        """Let go of the model."""
+        if self._bound is not None:
+            self._bound.release()
+        self._bound = None
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The network, None before `bind`."""
+        return None if self._bound is None else self._bound.model
+
+    @property
+    def _watcher(self) -> StepWatcher:
+        if self._bound is None:
+            raise InterpError("the Suppression has no model yet; give `model`, or call `bind(model)`.")
+        return self._bound
+
+    # --- a training step ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def watching(self, batch: Any) -> Iterator[None]:
-        """Watch the training step on a batch; the hook exists only inside."""
-        if self.model is None:
-            raise InterpError("the Suppression has no model yet; give `model`, or call `bind(model)`.")
-        self._raws, self._batch, self._asked, self.last = [], batch, False, {}
-        self._values, self._target = torch.zeros(0, 0), None
-        try:  # before the step, which may change the batch
-            self._values = self._reader.values(batch)
-            self._target = self._reader.read_target(batch, len(self._values))
+        """Watch the training step on a batch; nothing is read outside."""
+        watcher, self.last = self._watcher, {}
+        read = None
+        try:
+            read = watcher.read(batch)
         except Exception as problem:  # a label function is the user's; an error at first, later the batch has no penalty
             if not self._worked:
                 raise
             self._say(f"a batch has no penalty: {problem}")
-        with ExitStack() as stack:
-            stack.enter_context(hooked({"output": self._layer}, self._into(self._raws)))
-            if self.output is None:
-                stack.enter_context(self._root.watching(self.model))
+        with watcher.watching(batch):
+            if read is not None:
+                watcher.step.values, watcher.step.target = read
             yield
 
-    def _into(self, raws: list[Tensor]) -> Read:
-        def read(name: str, layer: Layer, output: Any) -> Any:
-            found = None if self._root.wrapping else output_of(output, layer.key)
-            if found is None:
-                return None
-            raws.append(found)
-            # The network goes on with a copy: what a later in-place layer does to it is not done to ours.
-            return found.clone() if output is found else None
-
-        return read
-
     def depends(self, loss: Tensor) -> bool:
-        """Whether a loss depends on the output of the batch being watched."""
-        return any(
-            torch.autograd.grad(loss, raw, retain_graph=True, allow_unused=True)[0] is not None
-            for raw in self._raws
-            if raw.requires_grad and loss.requires_grad
-        )
+        """Whether a loss depends on the output of the step being watched."""
+        return self._watcher.depends(loss)
 
     def check_used(self) -> None:
         """Say so if the output of the step just watched never met a penalty."""
-        if not self._asked and any(raw.requires_grad for raw in self._raws):
+        step = self._watcher.step
+        if not step.asked and any(raw.requires_grad for raw in step.outputs):
             self._say("no loss that depends on the output came through `manual_backward`: the penalty cannot act")
-        self._raws.clear()
-        self._batch = None
+        self._watcher.forget()
 
     def penalty(self, loss: Tensor | None = None) -> Tensor:
-        """The weighted term for the batch just watched, to be added to the loss.
+        """The weighted term for the step just watched, to be added to the loss.
 
         Args:
             loss: the task's loss, whose gradient at the output caps that of the term; None: `loss_fn` of output and target.
@@ -182,52 +241,70 @@ class Suppression:
         Returns:
             A scalar; 0 where the term cannot be had from this batch (counted in `skipped`) or is not finite.
         """
-        # The batch stays until the next: a step of several forward passes may come back.
-        raws, batch = self._raws.copy(), self._batch
-        self._raws.clear()  # the hook goes on filling it
-        self._asked, self.last = True, {}
-        zero = torch.zeros((), device=raws[-1].device if raws else None)
+        self.last = {}
+        taken = self._watcher.take()
+        zero = torch.zeros(()) if loss is None else torch.zeros_like(loss.detach())
         if self.factor == 0:
             return zero
-        if not raws:
-            return self._skip(zero, f"the output '{self.output or 'forward'}' did not run in the step: the penalty cannot act")
-        values = self._values
-        fitting = [r for r in raws if len(r) == len(values)]
-        if not fitting or not bool(torch.isfinite(values).all()):
-            return self._skip(zero, "a batch whose labels and outputs do not agree has no penalty")
-        raw = fitting[-1]
-        if not raw.requires_grad:
-            return self._skip(zero, f"the output '{self.output or 'forward'}' carries no gradient: the penalty cannot act")
-        kind = raw.device.type
-        now = (torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        if not bool(torch.isfinite(raw).all()):
-            return self._skip(zero, "the output is not finite; there is no penalty in such steps")
-        with torch.autocast(kind, enabled=False):
-            return self._term(raw, values.to(raw.device), batch, loss, zero, lambda: torch.autocast(kind, *now, False))
+        if isinstance(taken, str):
+            return self._skip(zero, taken)
+        with torch.autocast(taken.raw.device.type, enabled=False):
+            return self._term(taken, loss, torch.zeros((), device=taken.raw.device))
 
-    def _term(
-        self, raw: Tensor, values: Tensor, batch: Any, loss: Tensor | None, zero: Tensor, outside: Callable[[], torch.autocast]
-    ) -> Tensor:
-        step = self._step(raw, values, batch, outside)
+    def _term(self, taken: Taken, loss: Tensor | None, zero: Tensor) -> Tensor:
+        step = self._step(taken)
         if step is None:
             return self._skip(zero, None)
         self._check_losses(step, loss)
+        weight = self.weight
+        if weight == 0 and self.only_above is not None:
+            self.last = {"penalty_weight": 0.0}
+            return zero
         extra = self._reweight(step) if self.balance else None
         term = self.term(step)
         if term is None or not bool(torch.isfinite(term)):
             why = None if term is None else "the penalty is not finite; it is left out of such steps"
             left = self._skip(zero, why)
             return left if extra is None else self.factor * extra
-        weight = 1.0 if self.term.replaces_loss else self.weight
-        scale = self._scale(raw, weight * term, loss, extra, step) if self.term.capped else 1.0
+        if not term.requires_grad:
+            self._say(f"`penalty={self._kind}` carries no gradient: it cannot act")
+            return self._skip(zero, None)
+        scale = self._scale(taken.raw, weight * term, loss, extra, step) if self.term.capped else 1.0
         self.last = {"penalty": float(term.detach()), "penalty_weight": weight * self.factor, "penalty_scale": float(scale)}
+        self.acted += 1
         total = scale * weight * term
         return self.factor * (total if extra is None else total + extra)
+
+    def _step(self, taken: Taken) -> Step | None:
+        watcher, found = self._watcher, None
+        try:
+            found = self.steps.step(
+                taken.exact,
+                watcher.step.values.to(taken.raw.device),
+                watcher.step.target,
+                watcher.hidden(taken),
+                (lambda: watcher.intervened(taken, self.confounder.intervened)) if self.term.needs_intervention else None,
+                (lambda task, direction: watcher.along(taken, task, direction)) if self.term.needs_derivative else None,
+                self._held_out,
+            )
+        except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
+            if not self._worked:
+                raise
+            self._say(str(problem))
+        self._worked = self._worked or found is not None
+        if found is not None and self.recent is not None:
+            self.recent.add(watcher.step.values, found.output, found.task)
+        return found
+
+    def _held_out(self, factor: Factor, outputs: int) -> Tensor | None:
+        if self.budget is None or self.measured is None or self.measured.mode == "train":
+            return None
+        return held_out_coefficients(self.measured, factor, outputs)
 
     def _check_losses(self, step: Step, loss: Tensor | None) -> None:
         if step.losses is None:
             if self.balance or self.term.needs_target:
-                what = f"`penalty={type(self.term).__name__}`" if self.term.needs_target else "`balance=True`"
+                what = f"`penalty={self._kind}`" if self.term.needs_target else "`balance=True`"
                 self._say(f"{what} needs the task's label, and there is none in the batch: name its place in `target`")
         elif self.term.replaces_loss and loss is not None and not self._compared:
             self._compared = True
@@ -235,61 +312,8 @@ class Suppression:
             if not math.isclose(ours, theirs, rel_tol=0.02, abs_tol=1e-6):
                 self._say(
                     f"the mean of `loss_fn` is {ours:.4g}, the loss returned is {theirs:.4g}: "
-                    f"`penalty={type(self.term).__name__}` replaces the first. Give the task's own loss as `loss_fn`."
+                    f"`penalty={self._kind}` replaces the first. Give the task's own loss as `loss_fn`."
                 )
-
-    def _step(self, raw: Tensor, values: Tensor, batch: Any, outside: Callable[[], torch.autocast]) -> Step | None:
-        labels_target = self._target
-        exact = raw if raw.dtype == torch.float64 else raw.float()
-        explained = explain_output(exact, labels_target)
-        self.design.observe(values)
-        try:
-            factors = self.design.factors()
-        except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
-            if not self._worked:
-                raise
-            self._say(str(problem))
-            return None
-        self._worked = self._worked or factors is not None
-        past, rows = list(self._window), self.term.window_rows
-        if len(raw) < rows:
-            self._window.append((values, explained.output.detach()))
-            while sum(len(v) for v, _ in self._window[1:]) >= rows - len(raw) and len(self._window) > 1:
-                self._window.pop(0)
-        if factors is None:
-            return None
-        coded = self.design.encode(values, factors)
-        window = None
-        if past:
-            before = self.design.encode(torch.cat([v for v, _ in past]).to(raw.device), factors)
-            window = (torch.cat([o for _, o in past]).to(raw.device), before.z, before.cell)
-        losses = None if labels_target is None else self._losses(exact, labels_target)
-        return Step(
-            explained.output,
-            coded.z,
-            coded.width,
-            coded.cell,
-            self.design.cells,
-            self.design.frequency.to(raw.device),
-            window,
-            losses,
-            (lambda: self._intervened(batch, explained.task, len(raw), outside)) if self.term.needs_intervention else None,
-        )
-
-    def _intervened(self, batch: Any, task: str, rows: int, outside: Callable[[], torch.autocast]) -> Tensor:
-        if self.model is None:
-            raise InterpError("the Suppression has no model yet; call `bind(model)`.")
-        raws: list[Tensor] = []
-
-        with outside(), hooked({"output": self._layer}, self._into(raws)):
-            self.inputs.call(self.model, self.confounder.intervened(batch))
-        fitting = [r for r in raws if len(r) == rows]
-        if not fitting:
-            raise InterpError(
-                f"the output '{self.output or 'forward'}' did not run on {rows} rows in the pass on the intervened batch: "
-                "`inputs` expects what makes the model run it."
-            )
-        return explain_output(fitting[-1] if fitting[-1].dtype == torch.float64 else fitting[-1].float(), None, task).output
 
     def _scale(self, raw: Tensor, term: Tensor, loss: Tensor | None, extra: Tensor | None, step: Step) -> Tensor:
         task = loss if loss is not None else None if step.losses is None else step.losses.mean()
@@ -297,11 +321,17 @@ class Suppression:
             return torch.ones((), device=raw.device)
         task = task if extra is None else task + extra
         own = torch.autograd.grad(task, raw, retain_graph=True, allow_unused=True)[0] if task.requires_grad else None
-        (ours,) = torch.autograd.grad(term, raw, retain_graph=True)
-        if own is None:
-            self._say("the loss does not depend on the output: the penalty is not capped")
+        (ours,) = torch.autograd.grad(term, raw, retain_graph=True, allow_unused=True)
+        if own is None or ours is None:
+            what = "loss" if own is None else "penalty"
+            self._say(f"the {what} does not depend on the output: the penalty is not capped")
             return torch.ones((), device=raw.device)
-        return (self.cap * own.norm() / ours.norm().clamp_min(1e-30)).clamp(max=1.0).to(term.dtype)
+        allowed = own.double().norm()  # in half precision squares vanish
+        if self.budget is not None:
+            self._reference = torch.maximum(allowed, self._reference.to(allowed))
+            allowed = self._reference
+        bound = self.cap * allowed / ours.double().norm().clamp_min(1e-30)
+        return bound.clamp(max=1.0).to(term.dtype)
 
     def _skip(self, zero: Tensor, why: str | None) -> Tensor:
         self.skipped += 1
@@ -309,25 +339,87 @@ class Suppression:
             self._say(why)
         return zero
 
-    def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+    def _say(self, text: str, key: str | None = None) -> None:
+        if (key or text) not in self._said:
+            self._said.add(key or text)
             warnings.warn(text, InterpWarning, stacklevel=5)
+
+    # --- measurements -------------------------------------------------------------------------------------------------
+
+    def observe(self, event: Event) -> None:
+        """Take a measurement in, for `budget`, `only_above` and the certificate: best one of data that is not trained on.
+
+        Args:
+            event: such as a `Monitor` gives, of the same variables; one without the confounder's share changes nothing.
+        """
+        now = self.reading(event)
+        if now.share is None and now.ratio is None:
+            return
+        self.measured = event
+        if not self.acted:
+            self.before = event
+        self._reference = self._reference * FADING
+        if self.budget is not None:
+            self.budget.update(now)
+            cannot = self.budget.report(self.confounder.name)
+            if cannot:
+                self._say(cannot, key="budget")
+
+    def measure(self, step: int = 0) -> None:
+        """Where there is no monitor: measure on the latest training batches; with several processes, all must call it."""
+        event = None if self.recent is None else self.recent.event(step)
+        if event is not None:
+            what = "budget" if self.budget is not None else "only_above"
+            self._say(
+                f"`{what}` reads the training batches, whose labels a network can memorise; "
+                "it holds better on a ConceptMonitor's validation or probe data"
+            )
+            self.observe(event)
+
+    def reading(self, event: Event) -> Reading:
+        """What an event says of the confounder."""
+        return reading(event, self.confounder.name, self.concepts)
+
+    def certificate(self, kind: str = "Suppression") -> dict[str, Any]:
+        """What was done and what was measured before and after, see `certificate.certificate`."""
+        how = {"weight": self._fixed} if self.budget is None else {
+            "budget": self.budget.limit, "budget_on": self.budget.on, "multiplier": self.budget.multiplier,
+            "held": self.budget.held,
+        }  # fmt: skip
+        settings = {
+            "penalty": self._kind, **how, "only_above": self.only_above, "balance": self.balance, "cap": self.cap,
+            "output": self.output, "layer": self.layer, "steps_acted": self.acted, "steps_skipped": self.skipped,
+        }  # fmt: skip
+        cannot = None if self.budget is None else self.budget.report(self.confounder.name)
+        notes = [cannot] if cannot else []
+        return certificate(kind, self.confounder.name, self.concepts, settings, self.before, self.measured, notes)
+
+    # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors only, for a checkpoint."""
         return {
-            "design": self.design.state_dict(),
+            "steps": self.steps.state_dict(),
             "skipped": self.skipped,
-            "window": [list(pair) for pair in self._window],
+            "acted": self.acted,
             "penalty": self.term.state_dict(),
+            "budget": None if self.budget is None else self.budget.state_dict(),
+            "before": None if self.before is None else self.before.to_dict(),
+            "measured": None if self.measured is None else self.measured.to_dict(),
+            "reference": self._reference,
+            "said": sorted(self._said),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.design.load_state_dict(state["design"])
-        self.skipped = state["skipped"]
+        self.steps.load_state_dict(state["steps"])
+        self.skipped, self.acted = state["skipped"], state["acted"]
         self._worked = True
-        if state.get("penalty"):
+        self._said, self._reference = set(state["said"]), state["reference"]
+        if state["penalty"]:
             self.term.load_state_dict(state["penalty"])
-        self._window = [(values, output) for values, output in state["window"]]
+        if self.budget is not None and state["budget"] is not None:
+            self.budget.load_state_dict(state["budget"])
+        self.before, self.measured = (
+            None if state[name] is None else Event.from_dict(state[name]) for name in ("before", "measured")
+        )

@@ -13,6 +13,7 @@ from nets import UNEVEN, Equation, cut, feed, measured, monitor_of, probe, said
 from torch import nn
 
 from lightning_interp import Concept, Confounder, Monitor
+from lightning_interp.batches import text_key
 from lightning_interp.errors import InterpError, LabelError, LayerError, ProbeSetError, VariableError
 from lightning_interp.events import Effect
 
@@ -320,7 +321,9 @@ def test_two_string_levels_are_binary_in_the_order_of_their_names():
     batch = probe(20)
     batch["place"] = ["desert" if g else "meadow" for g in batch["grass"].tolist()]
     event = measured(net(), batch, [Concept("moo"), Confounder("place")], target="moo")
+    values = event.coding["place"].pop("values")
     assert event.coding["place"] == {"kind": "binary", "levels": ["desert", "meadow"], "center": 0.0, "scale": 1.0}
+    assert values == [float(text_key([name]).item() >> 12) for name in ("desert", "meadow")]
     assert event.effect["place"].value == pytest.approx(-C)
     assert "moo=0,place=desert" in event.groups.accuracy
 

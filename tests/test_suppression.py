@@ -71,7 +71,7 @@ class Hand:
             task = loss + extra if self.balance else loss
             (own,) = torch.autograd.grad(task, raw, retain_graph=True)
             (ours,) = torch.autograd.grad(self.weight * term, raw, retain_graph=True)
-            scale = (own.norm() / ours.norm().clamp_min(1e-30)).clamp(max=1.0).double()
+            scale = (own.double().norm() / ours.double().norm().clamp_min(1e-30)).clamp(max=1.0)
             term = scale * self.weight * term
         else:
             term = self.weight * term
@@ -215,7 +215,7 @@ def test_the_cap_holds_the_gradient_at_the_output(cap, balance):
     for batch in batches():
         with s.watching(batch):
             loss = F.cross_entropy(model(batch["x"]), batch["moo"])
-        (raw,) = s._raws
+        (raw,) = s._watcher.step.outputs
         s.last = {}
         total = s.penalty(loss)
         if not s.last:
@@ -415,7 +415,8 @@ def test_outputs_that_are_not_finite_do_not_stay_in_the_window():
             with s.watching(batch):
                 loss = F.cross_entropy(model(batch["x"]) * (float("nan") if i == 4 else 1), batch["moo"])
                 if i == 4:
-                    s._raws = [r * float("nan") for r in s._raws]
+                    outputs = s._watcher.step.outputs
+                    outputs[:] = [r * float("nan") for r in outputs]
             s.penalty(loss)
             assert bool(s.last) == (i not in (0, 4))
 

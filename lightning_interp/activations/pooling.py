@@ -46,6 +46,23 @@ def output_of(result: Any, key: str | None = None) -> Tensor | None:
     return tensor_of(result, key or ("logits" if isinstance(result, Mapping) and "logits" in result else None))
 
 
+def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    """The module's result with one tensor in it exchanged, containers rebuilt as they are."""
+    if output is old:
+        return new
+    if isinstance(output, tuple):
+        parts = [replaced(part, old, new) for part in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
+    if isinstance(output, list):
+        return [replaced(part, old, new) for part in output]
+    if isinstance(output, Mapping):
+        copied = type(output)(output)  # type: ignore[call-arg]
+        for key in output:
+            copied[key] = replaced(output[key], old, new)  # type: ignore[index]
+        return copied
+    return output
+
+
 class Pooling:
     """Pools activations: space is averaged, tokens by `mode`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
     Args:
         model: the model to run inside.
     """
-    with ExitStack() as stack:
-        stack.enter_context(random_state())
-        stack.enter_context(_modes(model))
-        stack.enter_context(_buffers(model))
-        stack.enter_context(_metrics(model))
-        stack.enter_context(_silent_log(model))
-        stack.enter_context(eager(model))
+    with unnoticed(model), _modes(model), eager(model):
+        yield
+
+
+@contextmanager
+def unnoticed(model: nn.Module) -> Iterator[None]:
+    """The same for a pass in the mode that the model is in, compiled parts as they are."""
+    with random_state(), _buffers(model), _metrics(model), _silent_log(model):
         yield
 
 

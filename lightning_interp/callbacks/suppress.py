@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
+from lightning_interp.callbacks.training_loss import TrainingLoss
+from lightning_interp.certificate import write_certificate
 from lightning_interp.errors import InterpError, VariableError, nearest
+from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
 from lightning_interp.variables import Variable
@@ -26,6 +30,10 @@ class SuppressConfounder(Callback):
     Logged at every step that the Trainer logs: `penalty/{confounder}` (the unweighted term, in squared output units or loss
     units), `penalty_weight/{confounder}` (the multiplier in force), `penalty_scale/{confounder}` (the cap's factor, 0…1).
 
+    A budget and `only_above` read the events of the first ConceptMonitor of the Trainer that has the confounder; without one,
+    the training batches at the end of each epoch, and a warning says so. After `fit` what was done and measured stands in
+    `certificate`, and beside the last checkpoint (or else in the logger's folder) as `….certificate.json`.
+
     Args:
         confounder: what should not matter: a `Variable`, or the name of one in a `ConceptMonitor` of the same Trainer.
         given: what should matter and goes with it, as variables or names.
@@ -35,9 +43,14 @@ class SuppressConfounder(Callback):
         target: where the task's label sits; None: as the monitor, else the second element of a tuple or list.
         loss_fn: per-sample task losses `(output, target) -> [n]`, or `"pkg.mod:name"`; None: cross-entropy, or what fits.
         balance: whether the task's loss also gets cell-balanced weights.
-        weight: λ, 0 or more.
+        weight: λ, 0 or more; None: 1, or what the budget asks for.
         start_epoch: the first epoch (zero-based) in which the penalty acts.
         ramp_epochs: epochs over which it grows to its full weight.
+        layer: the module whose activation a penalty on activations is given.
+        pooling: how that becomes one vector per sample.
+        budget: instead of a weight, the limit that the confounder's part is held under, 0 to 1.
+        budget_on: "share" (the debiased share of the output's variance), or "ratio" (its effect over the largest concept's).
+        only_above: the penalty acts only while the debiased share is over this, 0 to 1.
 
     Raises:
         InterpError: an argument is not usable; the message names the nearest that is.
@@ -57,68 +70,92 @@ class SuppressConfounder(Callback):
         target: str | int | Callable[[Any], Any] | None = None,
         loss_fn: str | Callable[[Tensor, Tensor], Tensor] | None = None,
         balance: bool = True,
-        weight: float = 1.0,
+        weight: float | None = None,
         start_epoch: int = 2,
         ramp_epochs: int = 1,
+        layer: str | None = None,
+        pooling: str | Callable[[Tensor], Tensor] = "mean",
+        budget: float | None = None,
+        budget_on: Literal["share", "ratio"] = "share",
+        only_above: float | None = None,
     ) -> None:
         if start_epoch < 0 or ramp_epochs < 0:
             raise InterpError(f"`start_epoch` and `ramp_epochs` expect 0 or more, got {start_epoch} and {ramp_epochs}.")
         self._named = [confounder, *given]
-        self._arguments = {"output": output, "inputs": inputs, "target": target}
-        self._penalty, self._weight, self._loss_fn, self._balance = penalty, weight, loss_fn, balance
+        self._places = {"output": output, "inputs": inputs, "target": target}
+        self._penalty = "ContributionPenalty" if penalty is None else type(penalty).__name__
+        self._make = partial(
+            Suppression,
+            None,
+            penalty=penalty,
+            weight=weight,
+            loss_fn=loss_fn,
+            balance=balance,
+            layer=layer,
+            pooling=pooling,
+            budget=budget,
+            budget_on=budget_on,
+            only_above=only_above,
+        )
         self.start_epoch, self.ramp_epochs = start_epoch, ramp_epochs
         self.name = confounder if isinstance(confounder, str) else confounder.name
         self.suppression: Suppression | None = None
+        self.certificate: dict[str, Any] | None = None
         self._state: Mapping[str, Any] | None = None
-        self._before: dict[str, Any] = {}
-        self._module: LightningModule | None = None
-        self._ours: dict[str, Any] = {}
+        self._loss: TrainingLoss | None = None
+        self._monitor: ConceptMonitor | None = None
+        self._seen: Event | None = None
         self._bound = False
         self._key = self.name
         if all(isinstance(v, Variable) for v in self._named):  # nothing has to wait for a monitor
-            self.suppression = self._build(self._named, self._arguments)
+            self.suppression = self._build(self._named, self._places)
 
-    def _build(self, variables: Sequence[Any], arguments: Mapping[str, Any]) -> Suppression:
-        return Suppression(
-            None,
-            variables[0],
-            variables[1:],
-            self._penalty,
-            self._weight,
-            arguments["output"],
-            arguments["inputs"],
-            arguments["target"],
-            self._loss_fn,
-            self._balance,
-        )
+    def _build(self, variables: Sequence[Any], places: Mapping[str, Any]) -> Suppression:
+        return self._make(variables[0], variables[1:], **places)
 
     # --- the run's ends -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what was given by name, and stand between the training step and its loss."""
-        monitor = self._monitor(trainer)
         if self.suppression is None or not self._bound:  # built again: the monitor's places were not known
-            self.suppression = self._build([self._found(v, trainer) for v in self._named], self._filled(monitor))
+            self.suppression = self._build([self._found(v, trainer) for v in self._named], self._filled(trainer))
             self._bound = True
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
         if self._state is not None:
             self.suppression.load_state_dict(self._state)
             self._state = None
+        self._monitor = next((m for m in _monitors(trainer) if _measures(m, self.name)), None)
+        self._seen = None if self._monitor is None else self._monitor.latest
+        self._let_go()
         self.suppression.bind(pl_module)
-        self._wrap(trainer, pl_module)
+        self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure on the training batches where no monitor does."""
+        if self.suppression is not None and self._monitor is None:
+            self.suppression.measure(trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the training step back."""
-        self._unwrap()
+        """Give the training step back; after `fit`, write the certificate."""
+        self._let_go()
+        if stage == "fit" and self.suppression is not None:
+            self._observe()
+            self.certificate = self.suppression.certificate(type(self).__name__)
+            path = _certificate_path(trainer)
+            if path is not None and trainer.is_global_zero:
+                write_certificate(path, self.certificate)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the training step back: teardown is not called after an exception."""
-        self._unwrap()
+        self._let_go()
 
-    def _monitor(self, trainer: Trainer) -> ConceptMonitor | None:
-        names = {v if isinstance(v, str) else v.name for v in self._named}
-        return next((m for m in _monitors(trainer) if names & {v.name for v in m.monitor.variables}), None)
+    def _let_go(self) -> None:
+        if self._loss is not None:
+            self._loss.remove()
+        if self.suppression is not None:
+            self.suppression.release()
+        self._loss = None
 
     def _found(self, wanted: str | Variable, trainer: Trainer) -> Variable:
         if isinstance(wanted, Variable):
@@ -130,69 +167,26 @@ class SuppressConfounder(Callback):
             raise VariableError(f"`confounder` or `given`: no ConceptMonitor of this Trainer has a variable '{wanted}'.{hint}")
         return known[wanted]
 
-    def _filled(self, monitor: ConceptMonitor | None) -> dict[str, Any]:
-        theirs = {} if monitor is None else monitor.places
-        return {name: theirs.get(name) if value is None else value for name, value in self._arguments.items()}
+    def _filled(self, trainer: Trainer) -> dict[str, Any]:
+        names = {v if isinstance(v, str) else v.name for v in self._named}
+        near = (m.places for m in _monitors(trainer) if names & {v.name for v in m.monitor.variables})
+        theirs = next(near, {})
+        return {name: theirs.get(name) if value is None else value for name, value in self._places.items()}
 
-    # --- the loss -----------------------------------------------------------------------------------------------------
-
-    def _wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unwrap()
-        self._module = pl_module
-        automatic = pl_module.automatic_optimization
-        step = pl_module.training_step
-
-        @functools.wraps(step)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            suppression = self._active(trainer)
-            if suppression is None:
-                return step(*args, **kwargs)
-            with suppression.watching(args[0] if args else kwargs["batch"]):
-                result = step(*args, **kwargs)
-            if automatic:
-                return self._added(suppression, result)
-            suppression.check_used()
-            return result
-
-        self._put("training_step", training_step)
-        if not automatic:
-            backward = pl_module.manual_backward
-
-            @functools.wraps(backward)
-            def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-                suppression = self._active(trainer)
-                if suppression is not None and suppression.depends(loss):
-                    loss = _with_penalty(suppression, loss)
-                backward(loss, *args, **kwargs)
-
-            self._put("manual_backward", manual_backward)
-
-    def _put(self, name: str, function: Callable[..., Any]) -> None:
-        if self._module is not None:
-            self._before[name] = vars(self._module).get(name)
-            self._ours[name] = function
-            function.__dict__["__suppress__"] = self
-            object.__setattr__(self._module, name, function)
-
-    def _unwrap(self) -> None:
-        for name, before in self._before.items():
-            above = vars(self._module).get(name)
-            if above is not self._ours[name]:  # another stands on ours: what was before us is now before it
-                while above is not None and above.__suppress__._before[name] is not self._ours[name]:
-                    above = above.__suppress__._before[name]
-                if above is not None:
-                    above.__suppress__._before[name] = before
-            elif before is None:
-                object.__delattr__(self._module, name)
-            else:
-                object.__setattr__(self._module, name, before)
-        self._before, self._ours, self._module = {}, {}, None
+    # --- training steps -----------------------------------------------------------------------------------------------
 
     def _active(self, trainer: Trainer) -> Suppression | None:
         if self.suppression is None or not trainer.training:
             return None
+        self._observe()
         self.suppression.factor = self._factor(trainer)
         return self.suppression if self.suppression.factor > 0 else None
+
+    def _observe(self) -> None:
+        latest = None if self._monitor is None else self._monitor.latest
+        if latest is not None and latest is not self._seen and self.suppression is not None:
+            self._seen = latest
+            self.suppression.observe(latest)
 
     def _factor(self, trainer: Trainer) -> float:
         total = trainer.num_training_batches
@@ -201,13 +195,6 @@ class SuppressConfounder(Callback):
         if trainer.current_epoch < self.start_epoch:
             return 0.0
         return min(1.0, done / self.ramp_epochs) if self.ramp_epochs else 1.0
-
-    def _added(self, suppression: Suppression, result: Any) -> Any:
-        if isinstance(result, Tensor):
-            return _with_penalty(suppression, result)
-        if isinstance(result, Mapping) and isinstance(result.get("loss"), Tensor):
-            return {**result, "loss": _with_penalty(suppression, result["loss"])}
-        return result  # the user skips the step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -228,8 +215,7 @@ class SuppressConfounder(Callback):
     @property
     def state_key(self) -> str:
         """Holds confounder and penalty, so that two of them in one Trainer do not mix."""
-        kind = "ContributionPenalty" if self._penalty is None else type(self._penalty).__name__
-        return f"{type(self).__qualname__}{{'confounder': {self.name!r}, 'penalty': {kind!r}}}"
+        return f"{type(self).__qualname__}{{'confounder': {self.name!r}, 'penalty': {self._penalty!r}}}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
@@ -244,10 +230,15 @@ def _monitors(trainer: Trainer) -> list[ConceptMonitor]:
     return [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
 
 
-def _with_penalty(suppression: Suppression, loss: Tensor) -> Tensor:
-    # Where two penalties are added, both see the task's own loss.
-    task = vars(loss).get("_task_loss", loss)
-    total = loss + suppression.penalty(task)
-    if total is not loss:
-        total._task_loss = task  # type: ignore[attr-defined]
-    return total
+def _measures(monitor: ConceptMonitor, name: str) -> bool:
+    return "contribution" in monitor.monitor.measures and name in {v.name for v in monitor.monitor.variables}
+
+
+def _certificate_path(trainer: Trainer) -> Path | None:
+    """Beside the last checkpoint, else in the logger's folder; None for a run that writes neither."""
+    checkpoint = trainer.checkpoint_callback
+    saved = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+    if saved:
+        return Path(f"{saved}.certificate.json")
+    folder = trainer.log_dir if trainer.loggers and not getattr(trainer, "fast_dev_run", False) else None
+    return None if folder is None else Path(folder) / "certificate.json"

@@ -87,6 +87,21 @@ def id_key(ids: Tensor | Sequence[str]) -> Tensor:
     return text_key(ids)
 
 
+def digest(key: Tensor, values: Tensor) -> Tensor:
+    """A hash of samples and their variables' values that does not depend on their order; those of parts add up.
+
+    Args:
+        key: int64 `[n]`.
+        values: `[n, p]`.
+
+    Returns:
+        An int64 scalar.
+    """
+    for column in values.double().unbind(1):
+        key = mix(key * _GOLDEN ^ column.contiguous().view(torch.int64))
+    return mix(key).sum()
+
+
 def uniform(key: Tensor, seed: int, stream: int) -> Tensor:
     """One uniform number in [0, 1) per sample.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_interp.activations.capture import hooked
-from lightning_interp.activations.pooling import tensor_of
+from lightning_interp.activations.pooling import replaced, tensor_of
 from lightning_interp.activations.select import Layer, device_of
 from lightning_interp.events import Sensitivity
 from lightning_interp.functional.coding import Factor
@@ -107,7 +107,7 @@ def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, ta
         d = caller.pooling.pool(a.detach(), layer.module, mask).shape[1]
         wide = torch.promote_types(a.dtype, torch.float32)
         steps[name] = torch.zeros(len(a), d, device=a.device, dtype=wide, requires_grad=True)
-        return _replaced(output, a, a + caller.pooling.lift(steps[name], a, layer.module, mask))
+        return replaced(output, a, a + caller.pooling.lift(steps[name], a, layer.module, mask))
 
     with hooked(layers, nudge):
         raw = caller.run(batch)
@@ -119,22 +119,6 @@ def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, ta
         for n, g in zip(names, got):
             out[n].append(torch.zeros_like(steps[n]) if g is None else g)
     return {n: torch.stack(g) for n, g in out.items() if g}
-
-
-def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
-    if output is old:
-        return new
-    if isinstance(output, tuple):
-        parts = [_replaced(part, old, new) for part in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
-    if isinstance(output, list):
-        return [_replaced(part, old, new) for part in output]
-    if isinstance(output, Mapping):
-        copied = type(output)(output)  # type: ignore[call-arg]
-        for key in output:
-            copied[key] = _replaced(output[key], old, new)  # type: ignore[index]
-        return copied
-    return output
 
 
 def _tested(

@@ -2,6 +2,8 @@
 
 from lightning_interp.penalties.contribution import ContributionPenalty as ContributionPenalty
 from lightning_interp.penalties.contribution import contribution_penalty as contribution_penalty
+from lightning_interp.penalties.gradient import GradientPenalty as GradientPenalty
+from lightning_interp.penalties.gradient import gradient_penalty as gradient_penalty
 from lightning_interp.penalties.group_dro import GroupDRO as GroupDRO
 from lightning_interp.penalties.invariance import InvariancePenalty as InvariancePenalty
 from lightning_interp.penalties.invariance import invariance_penalty as invariance_penalty

@@ -24,6 +24,12 @@ class Step:
         window: `(output, z, cell)` of the preceding samples, detached; None before there are any.
         losses: per-sample task losses `[n]`, on the graph; None without a target.
         intervened: gives the output with the confounder changed, `[n, c]`, on the graph; None without an intervention.
+        hidden: pooled activation of the layer, `[n, d]`, on the graph; None without a layer.
+        along: gives the output's derivative along one direction per sample `[n, d]` at the layer, `[n, c]`, on the graph; None
+            without a layer.
+        held_out: the confounder's coefficients as last measured on data that is not trained on, `[width, c]`; None unless a
+            budget is held.
+        task: "binary", "multiclass", "multilabel" or "regression".
     """
 
     output: Tensor
@@ -35,6 +41,10 @@ class Step:
     window: tuple[Tensor, Tensor, Tensor] | None
     losses: Tensor | None
     intervened: Callable[[], Tensor] | None
+    hidden: Tensor | None = None
+    along: Callable[[Tensor], Tensor] | None = None
+    held_out: Tensor | None = None
+    task: str = "binary"
 
 
 class Penalty(ABC):
@@ -43,12 +53,18 @@ class Penalty(ABC):
     Attributes:
         capped: whether the term's gradient at the output is held under that of the task.
         replaces_loss: whether the term is a difference of losses that replaces the mean loss; its weight is then 1 by nature.
+        needs_intervention: whether the term wants the output with the confounder changed.
+        needs_layer: whether the term wants an activation.
+        needs_derivative: whether it wants the output's derivative there.
+        needs_target: whether it wants the task's label.
         window_rows: preceding samples that the term wants to see.
     """
 
     capped = False
     replaces_loss = False
     needs_intervention = False
+    needs_layer = False
+    needs_derivative = False
     needs_target = False
     window_rows = 0
 

@@ -457,7 +457,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, penalty):
     whole, model = go(4)
     half, _ = go(2)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["callbacks"][half.state_key]["suppression"]["design"]["cells"]
+    assert saved["callbacks"][half.state_key]["suppression"]["steps"]["design"]["cells"]
     resumed, again = go(4, ckpt_path=str(tmp_path / "last.ckpt"))
     assert boring.bits(again.state_dict()) == boring.bits(model.state_dict())
     assert resumed.suppression.skipped == whole.suppression.skipped
@@ -542,10 +542,12 @@ def build(text, folder, monkeypatch):
 )
 def test_from_yaml(tmp_path, monkeypatch, path, kind, options):
     text = YAML.replace("PENALTY", path) + (f"          init_args: {options}\n" if options else "")
+    if kind.replaces_loss:  # it has no weight
+        text = text.replace("        weight: 0.5\n", "")
     made, s = build(text, tmp_path, monkeypatch)
     assert type(s.suppression.term) is kind
     assert [type(v) for v in s.suppression.variables] == [Confounder, Concept]
-    assert s.suppression.weight == 0.5
+    assert s.suppression.weight == (1.0 if kind.replaces_loss else 0.5)
     assert s.suppression.output == "head"
     if kind is ContributionPenalty:
         assert s.suppression.term.window_rows == 99

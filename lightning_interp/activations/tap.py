@@ -1,0 +1,109 @@
+"""`Tap`: reads a module's output on the graph while a training step runs, and can put another in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_interp.activations.capture import RootCalls, in_backward
+from lightning_interp.activations.pooling import output_of, replaced, tensor_of
+from lightning_interp.activations.select import Layer, find_module
+
+Put = Callable[[Tensor], Tensor]
+
+
+class Tap:
+    """One module of a training step.
+
+    What it gives is read as it is, on the graph, and the network goes on with a copy: what a later in-place layer does to the
+    copy is not done to ours. The hook stands while the tap is open; `fix` makes it stand until `release`, for a compiled model
+    never calls a hook that came after its first run. Nothing in it makes the compiler break its graph.
+
+    Args:
+        model: the network.
+        name: the module, or "module:key" for an entry of its dict; None: the result of the model's own forward.
+        argument: the argument that named it, for errors.
+        output: whether it is the output that is wanted (of a ModelOutput: its logits) or just the first tensor.
+
+    Attributes:
+        layer: the module.
+        name: what the user calls it.
+        blind: runs while open with gradients off, as a reentrant activation checkpoint makes them.
+
+    Raises:
+        LayerError: there is no such module.
+    """
+
+    def __init__(self, model: nn.Module, name: str | None, argument: str, output: bool) -> None:
+        self.layer = Layer(model, None, True) if name is None else find_module(model, name, argument)
+        self.name = name or "forward"
+        self.blind = 0
+        self._find = output_of if output else tensor_of
+        self._root = RootCalls() if name is None else None
+        self._into: list[Tensor] | None = None
+        self._put: Put | None = None
+        self._fixed = ExitStack()
+        self._standing = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook."""
+        if self._into is None or module is not self.layer.module:  # a copy of the model, made while hooked
+            return None
+        if self._root is not None and self._root.wrapping:
+            return None
+        if not torch.compiler.is_compiling() and in_backward():  # activation checkpointing runs the module again
+            return None
+        found = self._find(output, self.layer.key)
+        if found is None:
+            return None
+        self._into.append(found)
+        if not torch.is_grad_enabled():
+            self.blind += 1
+        return replaced(output, found, found.clone() if self._put is None else self._put(found))
+
+    def fix(self) -> None:
+        """Let the hook stand from now on, closed."""
+        if not self._standing:
+            self._hook(self._fixed)
+            self._standing = True
+
+    def release(self) -> None:
+        """Take it away."""
+        self._fixed.close()
+        self._standing = False
+
+    @contextmanager
+    def open(self, into: list[Tensor], put: Put | None = None) -> Iterator[None]:
+        """Read while inside; a tap that is open already reads on afterwards where it did before.
+
+        Args:
+            into: gets what the module gives, one entry per run.
+            put: gives what the network goes on with in place of that.
+        """
+        before = self._into, self._put
+        self._into, self._put = into, put
+        with ExitStack() as stack:
+            if before[0] is None and not self._standing:
+                self._hook(stack)
+            try:
+                yield
+            finally:
+                self._into, self._put = before
+
+    def _hook(self, stack: ExitStack) -> None:
+        # First the reader, for hooks run in the order of their coming: it must see the root's call as still running.
+        stack.callback(self.layer.module.register_forward_hook(self).remove)
+        if self._root is not None:
+            stack.enter_context(self._root.watching(self.layer.module))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
+        return self
+
+
+def fitting(raws: Sequence[Tensor], rows: int) -> Tensor | None:
+    """The last of several runs that has so many rows."""
+    return next((raw for raw in reversed(raws) if raw.ndim and len(raw) == rows), None)

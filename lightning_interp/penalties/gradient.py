@@ -1,0 +1,108 @@
+"""`GradientPenalty`: the output must not react where the confounder is written (Right-Reason ClArC)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_interp.penalties.contribution import halves
+from lightning_interp.penalties.step import Penalty, Step
+
+RIDGE = 1e-6
+
+
+class RunningPattern:
+    """How the confounder's columns move an activation, the given ones held fixed, as training goes on.
+
+    Second moments of [z, 1] and of it with the activation, each step's weight `momentum` times that of the next; B as in
+    `functional.direction.pattern`, in units of activation per unit of z.
+
+    Args:
+        momentum: 0 (only the last batch) to under 1.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+        self._xx: Tensor | None = None
+        self._xh = torch.zeros(0)
+
+    def observe(self, hidden: Tensor, z: Tensor) -> None:
+        """Take a batch in: activations `[n, d]`, columns `[n, q]`."""
+        x = torch.cat([z, torch.ones_like(z[:, :1])], dim=1).double()
+        xx, xh = x.T @ x / len(x), x.T @ hidden.detach().double() / len(x)
+        if self._xx is None or self._xx.shape != xx.shape or self._xh.shape != xh.shape:  # a level has come up: begin again
+            self._xx, self._xh = xx, xh
+            return
+        self._xx = self.momentum * self._xx.to(xx) + (1 - self.momentum) * xx
+        self._xh = self.momentum * self._xh.to(xh) + (1 - self.momentum) * xh
+
+    def directions(self, width: int) -> Tensor | None:
+        """Those of the first `width` columns, `[width, d]`; None before the first batch, or where the columns coincide."""
+        if self._xx is None:
+            return None
+        damped = self._xx + RIDGE * torch.eye(len(self._xx), dtype=self._xx.dtype, device=self._xx.device)
+        return torch.linalg.solve(damped, self._xh)[:width]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments."""
+        return {"xx": self._xx, "xh": self._xh}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._xx, self._xh = state["xx"], state["xh"]
+
+
+def gradient_penalty(derivative: Tensor) -> Tensor:
+    """Mean squared derivative, summed over outputs.
+
+    Args:
+        derivative: along the confounder's direction, `[n, c]`.
+    """
+    return (derivative**2).sum(1).mean()
+
+
+class GradientPenalty(Penalty):
+    """Makes the output indifferent to the confounder's direction at a layer.
+
+    *Formula.* E(∂f/∂h · v)², summed over outputs and the confounder's columns: v is the multivariate pattern of the column (in
+    activation per unit of z, so that the derivative is in logits per unit, the sensitivity that the monitor shows), estimated
+    over the preceding batches. The derivative is a finite difference through what stands above the layer: no graph of second
+    order. Every other sample of a cell is moved the other way, for a batch norm would subtract what all samples share. *When it
+    helps:* the confounder is written in one direction of a layer that the head reads linearly; no label of the task is used.
+    *When not:* at early layers, where one direction is not all of the confounder. *Cost:* one more forward pass, and a
+    backward pass above the layer. *Source:* Dreyer et al. 2024, Right-Reason ClArC (there: gradients of all samples by a double
+    backward pass, filters of a linear probe for v).
+
+    Args:
+        momentum: of the running estimate of v, 0 to under 1.
+    """
+
+    needs_layer = True
+    needs_derivative = True
+
+    def __init__(self, momentum: float = 0.9) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` expects 0 to under 1, got {momentum}.")
+        self._pattern = RunningPattern(momentum)
+
+    def __call__(self, step: Step) -> Tensor | None:
+        """The term; None where the direction is not known."""
+        if step.hidden is None or step.along is None:
+            return None
+        self._pattern.observe(step.hidden, step.z)
+        found = self._pattern.directions(step.width)
+        if found is None or not bool((found.norm(dim=1) > 0).all()):
+            return None
+        sign = 1 - 2 * halves(step.cell).to(found).unsqueeze(1)
+        return torch.stack([gradient_penalty(step.along(sign * v)) for v in found]).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running moments."""
+        return self._pattern.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._pattern.load_state_dict(state)
