@@ -24,6 +24,7 @@ class Step:
         window: `(output, z, cell)` of the preceding samples, detached; None before there are any.
         losses: per-sample task losses `[n]`, on the graph; None without a target.
         intervened: gives the output with the confounder changed, `[n, c]`, on the graph; None without an intervention.
+        hidden: pooled activation of the layer, `[n, d]`, on the graph; None without a layer.
     """
 
     output: Tensor
@@ -35,6 +36,7 @@ class Step:
     window: tuple[Tensor, Tensor, Tensor] | None
     losses: Tensor | None
     intervened: Callable[[], Tensor] | None
+    hidden: Tensor | None = None
 
 
 class Penalty(ABC):
@@ -43,12 +45,14 @@ class Penalty(ABC):
     Attributes:
         capped: whether the term's gradient at the output is held under that of the task.
         replaces_loss: whether the term is a difference of losses that replaces the mean loss; its weight is then 1 by nature.
+        needs_layer: whether the term reads the activation of a layer.
         window_rows: preceding samples that the term wants to see.
     """
 
     capped = False
     replaces_loss = False
     needs_intervention = False
+    needs_layer = False
     needs_target = False
     window_rows = 0
 
