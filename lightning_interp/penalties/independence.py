@@ -77,19 +77,20 @@ MEASURES = {"correlation": correlation_penalty, "hsic": hsic_penalty}
 class IndependencePenalty(Penalty):
     """Makes the activation at a layer independent of the confounder, where the given variables are held fixed.
 
-    *Formula.* Correlation: mean of r̂_a·r̂_b over units and the confounder's columns, r̂_h the partial correlation of a unit with
-    a column given the other variables, on half h of the batch: an unbiased 0 under independence, where the square of one
-    correlation is 1/(n − g − 1) on average. HSIC: HSIC(h, z)/√(HSIC(h, h)·HSIC(z, z)) within the classes of the given
-    variables, averaged by their samples; unbiased numerator, denominator without gradient. Both are free of the scale of every
-    unit. *When it helps:* labels of the confounder and of what should matter, and a layer whose every use should be free of it,
-    not this output alone. Best together with balanced weights of the task loss (`balance=True`). HSIC also sees what is not
-    linear, and reaches further at the same weight. *When not:* batches in which a level is rare: with one or two samples
-    of it the estimate is mostly noise, and an absent level skips the batch. The correlation sees each unit alone: units that
-    hide the confounder under something else, of opposite sign, pass, and the next layer adds them up. A given variable that
-    really goes with the confounder inside the classes, by levels not labelled, is removed with it. *Cost:* two n × d products;
-    HSIC: n_k²·d per class. *Source:* squared correlation: Zhao et al. 2020 and Adeli et al. 2021, there adversarial;
-    HSIC: Gretton et al. 2005 and Song et al. 2012, normalised as in Kornblith et al. 2019; independence given the label,
-    against shortcuts: Makar et al. 2022 (by MMD), Pogodin et al. 2023.
+    *Formula.* Correlation: mean of r̂_a·r̂_b over units and the confounder's columns, r̂_h the partial correlation of a
+    unit with a column given the other variables, on half h of the batch: an unbiased 0 under independence, where the square
+    of one correlation is 1/(n − g − 1) on average. HSIC: HSIC(h, z)/√(HSIC(h, h)·HSIC(z, z)) within the classes of the
+    given variables, averaged by their samples; unbiased numerator, denominator without gradient. Both are free of the scale
+    of every unit. *When it helps:* labels of the confounder and of what should matter, and a layer whose every use should
+    be free of it, not this output alone. Best together with balanced weights of the task loss (`balance=True`). HSIC also
+    sees what is not linear, and reaches further at the same weight. *When not:* batches in which a level is rare: with one
+    or two samples of it the estimate is mostly noise, and an absent level skips the batch. Neither looks along every
+    direction: where b, the confounder and little noise, has a correlation term of 0.95 and an HSIC of 0.85, two units b +
+    3c and b − 3c, c unrelated and twice as large, have 0.02 and 0.07, and the next layer adds b up. What matters and goes
+    with the confounder inside the classes (a finer level, not labelled) is removed with it. *Cost:* correlation: that of
+    two n × d products; HSIC: n_k²·d for each class of n_k samples. *Source:* correlation: Zhao et al. 2020 and Adeli et al.
+    2021, there adversarial; HSIC: Gretton et al. 2005 and Song et al. 2012, normalised as in Kornblith et al. 2019;
+    independence given the label, against shortcuts: Makar et al. 2022, Pogodin et al. 2023.
 
     Args:
         measure: what is held at zero, "correlation" or "hsic".

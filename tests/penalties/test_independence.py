@@ -177,6 +177,17 @@ def test_descent_on_it_takes_the_confounder_out_and_leaves_the_class(measure):
     assert np.abs(partial(h.numpy(), z[:, 1:].numpy(), z[:, :1].numpy())).min() > 0.5
 
 
+@pytest.mark.parametrize(("measure", "alone", "hidden"), [("correlation", 0.95, 0.02), ("hsic", 0.85, 0.07)])
+def test_the_limit_that_the_card_names_is_as_large_as_it_says(measure, alone, hidden):
+    _, z, cell = data(1500)
+    g = torch.Generator().manual_seed(0)
+    b, c = z[:, 0] + 0.1 * torch.randn(1500, generator=g), torch.randn(1500, generator=g)
+    term = IndependencePenalty(measure)
+    for k, wanted in ((0, alone), (3, hidden)):
+        h = torch.stack([b + k * c, b - k * c], dim=1)
+        assert float(term(step(h, z, cell))) == pytest.approx(wanted, abs=0.02)
+
+
 def test_a_measure_that_does_not_exist_is_named_with_those_that_do():
     with pytest.raises(
         ValueError, match=r"`measure` expects 'correlation' or 'hsic', got 'corelation'. Did you mean 'correlation'\?"
