@@ -1,6 +1,7 @@
 """Pure tensor functions: the mathematics, with no state and no Trainer."""
 
 from lightning_interp.functional import contribution as contribution
+from lightning_interp.functional import dependence as dependence
 from lightning_interp.functional import direction as direction
 from lightning_interp.functional import groups as groups
 from lightning_interp.functional import intervention as intervention

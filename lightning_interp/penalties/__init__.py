@@ -5,9 +5,13 @@ from lightning_interp.penalties.contribution import contribution_penalty as cont
 from lightning_interp.penalties.gradient import GradientPenalty as GradientPenalty
 from lightning_interp.penalties.gradient import gradient_penalty as gradient_penalty
 from lightning_interp.penalties.group_dro import GroupDRO as GroupDRO
+from lightning_interp.penalties.independence import IndependencePenalty as IndependencePenalty
+from lightning_interp.penalties.independence import correlation_penalty as correlation_penalty
+from lightning_interp.penalties.independence import hsic_penalty as hsic_penalty
 from lightning_interp.penalties.invariance import InvariancePenalty as InvariancePenalty
 from lightning_interp.penalties.invariance import invariance_penalty as invariance_penalty
 from lightning_interp.penalties.reweighting import BalancedReweighting as BalancedReweighting
 from lightning_interp.penalties.reweighting import balanced_loss as balanced_loss
 from lightning_interp.penalties.step import Penalty as Penalty
 from lightning_interp.penalties.step import Step as Step
+from lightning_interp.penalties.sum import Sum as Sum
