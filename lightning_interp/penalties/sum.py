@@ -47,6 +47,7 @@ class Sum(Penalty):
         self.capped = any(member.capped for member in self.penalties)
         self.needs_intervention = any(member.needs_intervention for member in self.penalties)
         self.needs_layer = any(member.needs_layer for member in self.penalties)
+        self.needs_derivative = any(member.needs_derivative for member in self.penalties)
         self.needs_target = any(member.needs_target for member in self.penalties)
         self.window_rows = max(member.window_rows for member in self.penalties)
 
