@@ -11,7 +11,8 @@ from lightning_interp.events import Event
 
 ON = ("share", "ratio")
 GAIN, BRAKE = 0.3, 0.3  # of the integral and of the proportional part, per measurement, in log multiplier
-LOWEST, HIGHEST = 1e-3, 100.0  # of the multiplier
+AIM = 0.8  # of the limit: steered to the limit itself, every other measurement would be over it
+LOWEST, HIGHEST = 0.03, 100.0  # of the multiplier: from the lowest, ten measurements over the limit bring it back to 1
 FLOOR = 0.5  # of the concepts' share at the start
 
 
@@ -48,10 +49,10 @@ def reading(event: Event, confounder: str, concepts: Sequence[str]) -> Reading:
 class Budget:
     """Dual control of a multiplier: over the limit it grows, under it it falls.
 
-    log m follows a PI law on e, the logarithm of measured over limit, held within ±1: the integral moves by `GAIN`·e at each
-    measurement, and `BRAKE`·(change of e) is added at once. In the logarithm m is never negative, and one law serves penalties
-    whose natural weights are far apart. The integral stands still at the ends of m's range (no wind-up) and, so that the
-    model is not destroyed for the budget, while the concepts' share is under half of what it was at the first measurement.
+    log m follows a PI law on e, the logarithm of measured over `AIM`·limit, held within ±1: the integral moves by `GAIN`·e at
+    each measurement, and `BRAKE`·(change of e) is added at once. In the logarithm m is never negative, and one law serves
+    penalties whose natural weights are far apart. The integral stands still at the ends of m's range (no wind-up). So that the
+    model is not destroyed for the budget, m does not grow while the concepts' share is under half of what it was at the start.
 
     Args:
         limit: 0 to 1, both excluded.
@@ -74,29 +75,31 @@ class Budget:
         self.on = on
         self.frozen = False
         self._integral = self._error = 0.0
-        self._floor: float | None = None
         self._last: Reading | None = None
         self._first: Reading | None = None
         self.multiplier = 1.0
 
+    def start(self, now: Reading) -> None:
+        """Take in how it stands before the penalty acts: what the concepts' floor is half of."""
+        self._first = now
+
     def update(self, now: Reading) -> None:
-        """Take a measurement in; one that was withheld changes nothing."""
+        """Take in a measurement of what the multiplier did; one that was withheld changes nothing."""
         measured = getattr(now, self.on)
-        if measured is None:
+        if measured is None or not math.isfinite(measured):
             return
-        self._first = self._first or now
+        if self._first is None or self._first.concepts is None:
+            self._first = now
         self._last = now
-        if self._floor is None and now.concepts is not None:
-            self._floor = FLOOR * now.concepts
-        self.frozen = self._floor is not None and now.concepts is not None and now.concepts < self._floor
-        error = max(-1.0, min(1.0, math.log(max(measured, 1e-12) / self.limit)))
-        moved = self._integral + GAIN * error
-        if not (self.frozen and error > 0):
-            self._integral = max(math.log(LOWEST), min(math.log(HIGHEST), moved))
-        target = self._integral + BRAKE * (error - self._error)
-        self._error = error
-        if not self.frozen:
-            self.multiplier = max(LOWEST, min(HIGHEST, math.exp(target)))
+        floor = FLOOR * (self._first.concepts or 0.0)
+        self.frozen = now.concepts is not None and now.concepts < floor
+        error = max(-1.0, min(1.0, math.log(max(measured, 1e-12) / (AIM * self.limit))))
+        change, self._error = error - self._error, error
+        if self.frozen and error > 0:
+            return
+        self._integral = max(math.log(LOWEST), min(math.log(HIGHEST), self._integral + GAIN * error))
+        moved = max(LOWEST, min(HIGHEST, math.exp(self._integral + BRAKE * change)))
+        self.multiplier = min(moved, self.multiplier) if self.frozen else moved
 
     @property
     def held(self) -> bool | None:
@@ -105,7 +108,7 @@ class Budget:
 
     def report(self, confounder: str) -> str | None:
         """Why the budget cannot be held, with the numbers; None while nothing stands against it."""
-        if self._last is None or self._first is None or self.held or not (self.frozen or self.multiplier >= HIGHEST):
+        if self._last is None or self._first is None or self.held or not (self.frozen or self._integral >= math.log(HIGHEST)):
             return None
         reached = getattr(self._last, self.on)
         why = "the concepts' share has fallen below half of its start" if self.frozen else "the multiplier is at its end"
@@ -123,7 +126,6 @@ class Budget:
             "multiplier": self.multiplier,
             "integral": self._integral,
             "error": self._error,
-            "floor": self._floor,
             "frozen": self.frozen,
             "first": None if self._first is None else list(self._first),
             "last": None if self._last is None else list(self._last),
@@ -132,6 +134,6 @@ class Budget:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.multiplier, self.frozen = state["multiplier"], state["frozen"]
-        self._integral, self._error, self._floor = state["integral"], state["error"], state["floor"]
+        self._integral, self._error = state["integral"], state["error"]
         self._first = None if state["first"] is None else Reading(*state["first"])
         self._last = None if state["last"] is None else Reading(*state["last"])

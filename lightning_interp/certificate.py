@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_interp import __version__
 from lightning_interp.events import HIDDEN_FACTOR, Event
 
 FORMAT = 1
@@ -29,41 +31,62 @@ def certificate(
         concepts: names of the variables that should be left alone.
         settings: how, in plain types.
         before: the last event before it acted; None where none was measured.
-        after: the last event of the run.
+        after: the last event after that; None where none was measured.
         notes: what the reader must know.
 
     Returns:
-        Plain types: `format`, `kind`, `confounder`, `concepts`, `settings`, `measured_on`, `before` and `after` (events, see
-        `Event.to_dict`), `change` (of the confounder, of each concept: share and effect; of worst group and mean accuracy),
-        `notes`.
+        Plain types, the same for the same run: `format`, `version` (of the library), `kind`, `confounder`, `concepts`,
+        `settings`, `measured_on` (with `probe`, the hash of the samples), `before` and `after` (events with shares, effects and
+        their intervals, decodability, groups, see `Event.to_dict`), `change` (`[before, after]` of share and effect of the
+        confounder and of each concept, of worst and mean group accuracy), `notes` (also: what is missing).
     """
     said = list(notes)
-    if after is None:
-        said.append("nothing was measured: the run had no ConceptMonitor with these variables")
-    elif before is None or before.step == after.step:
+    measured = after or before
+    if measured is None:
+        said.append("nothing was measured: no ConceptMonitor gave an event with the confounder's contribution")
+    elif after is None:
+        said.append("nothing was measured after it acted")
+    elif before is None:
         said.append("nothing was measured before it acted")
-        before = None
-    elif before.probe != after.probe:
-        said.append("before and after were measured on different samples")
-    if after is not None:
+    elif before.probe is None or before.probe != after.probe:
+        said.append("before and after were measured on different samples, as far as is known")
+    if measured is not None:
+        if not measured.decodability:
+            said.append("whether a layer still holds the confounder was not measured")
         said.append(HIDDEN_FACTOR)
-        said += [note for note in after.notes if note not in said]
-    return {
+        said += [note for note in measured.notes if note not in said]
+    whole = {
         "format": FORMAT,
+        "version": __version__,
         "kind": kind,
         "confounder": confounder,
         "concepts": list(concepts),
         "settings": dict(settings),
-        "measured_on": None if after is None else _where(after),
-        "before": None if before is None else before.to_dict(),
-        "after": None if after is None else after.to_dict(),
+        "measured_on": None if measured is None else _where(measured),
+        "before": None if before is None else _plain(before),
+        "after": None if after is None else _plain(after),
         "change": None if before is None or after is None else _change(before, after, [confounder, *concepts]),
         "notes": said,
     }
+    return {key: _finite(part) for key, part in whole.items()}
 
 
 def _where(event: Event) -> dict[str, Any]:
     return {"mode": event.mode, "n": event.n, "weights": event.weights, "probe": event.probe}
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    # Without the time it took: the same run gives the same certificate.
+    return {key: part for key, part in event.to_dict().items() if key != "cost_seconds"}
+
+
+def _finite(x: Any) -> Any:
+    # JSON knows no NaN and no infinity.
+    if isinstance(x, Mapping):
+        return {key: _finite(part) for key, part in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(part) for part in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _change(before: Event, after: Event, names: Sequence[str]) -> dict[str, Any]:
@@ -79,14 +102,20 @@ def _change(before: Event, after: Event, names: Sequence[str]) -> dict[str, Any]
 
 
 def write_certificate(path: Path, entry: Mapping[str, Any]) -> None:
-    """Write a certificate to a JSON file that holds a list of them; one of the same kind and confounder is replaced.
+    """Write a certificate to a JSON file that holds a list of them; one of the same kind, confounder and penalty is replaced.
 
     Args:
         path: the file.
         entry: as `certificate` builds it.
     """
-    kept = json.loads(path.read_text()) if path.exists() else []
-    same = ("kind", "confounder")
-    kept = [c for c in kept if any(c[k] != entry[k] for k in same)]
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = [c for c in kept if _subject(c) != _subject(entry)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*kept, entry], indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps([*kept, entry], indent=2, ensure_ascii=False, allow_nan=False)
+    part = path.with_name(f"{path.name}.part")  # never half a file
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _subject(entry: Mapping[str, Any]) -> list[Any]:
+    return [entry["kind"], entry["confounder"], entry["settings"].get("penalty")]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_interp.errors import VariableError
 from lightning_interp.events import Event
 from lightning_interp.functional.table import Table, table
 from lightning_interp.measurement import contributions, equation
@@ -20,7 +19,7 @@ class Recent:
 
     Args:
         variables: in the order of the rows' columns.
-        rows: how many are kept.
+        rows: how many are kept by each process, at least.
     """
 
     def __init__(self, variables: Sequence[Variable], rows: int = 4096) -> None:
@@ -36,8 +35,19 @@ class Recent:
         while sum(len(v) for v, _ in self._kept[1:]) >= self.rows:
             self._kept.pop(0)
 
-    def event(self, step: int) -> Event | None:
-        """The equation of the rows of all processes, which are forgotten then; None where it cannot be had. A collective."""
+    def event(self, step: int, epoch: int = 0) -> Event | None:
+        """The equation of the rows of all processes, which are forgotten then: a collective.
+
+        Args:
+            step: optimizer steps done.
+            epoch: zero-based.
+
+        Returns:
+            An `Event` of mode "train"; None where there are no rows.
+
+        Raises:
+            VariableError: a variable cannot be coded, or cannot be told apart from another.
+        """
         mine, self._kept = self._kept, []
         packed = (torch.cat([v.cpu() for v, _ in mine]), torch.cat([o.cpu() for _, o in mine])) if mine else None
         parts = [part for part in gathered(packed) if part is not None]
@@ -45,9 +55,6 @@ class Recent:
             return None
         rows: Table = table(torch.cat([v for v, _ in parts]), torch.cat([o for _, o in parts]))
         names, kinds = [v.name for v in self.variables], [v.kind for v in self.variables]
-        try:
-            eq = equation(rows, names, kinds, {}, self.task or "binary")
-        except VariableError:  # a variable that shows one thing only just now
-            return None
+        eq = equation(rows, names, kinds, {}, self.task or "binary")
         fields = contributions(eq)
-        return Event(step, 0, eq.n, eq.weights.mode, "train", eq.task, coding=eq.coding(), notes=eq.notes, **fields)
+        return Event(step, epoch, eq.n, eq.weights.mode, "train", eq.task, coding=eq.coding(), notes=eq.notes, **fields)

@@ -60,7 +60,8 @@ class Suppression:
         pooling: how that becomes one vector per sample, see `Pooling`.
         budget: instead of a weight, the limit that the confounder's part is held under, see `Budget`: 0 to 1.
         budget_on: "share" or "ratio".
-        only_above: the term acts only while the confounder's debiased share is over this, 0 to 1.
+        only_above: the term, and `balance` with it, acts only while the confounder's debiased share is over this, 0 to 1;
+            before the first measurement it acts.
 
     Raises:
         InterpError: an argument is not usable.
@@ -119,6 +120,9 @@ class Suppression:
         self.measured: Event | None = None
         self.concepts = [v.name for v in given if v.should_matter] or [v.name for v in given]
         self._reweight = BalancedReweighting()
+        self._begun = False  # whether the penalty was ever in force
+        self._in_force = False  # whether it was since the last measurement
+        self._used = 0.0  # the last weight that was
         self._compared = False
         self._worked = False
         self._said: set[str] = set()
@@ -246,6 +250,9 @@ class Suppression:
         zero = torch.zeros(()) if loss is None else torch.zeros_like(loss.detach())
         if self.factor == 0:
             return zero
+        if self.weight > 0:
+            self._in_force = self._begun = True
+            self._used = self.weight
         if isinstance(taken, str):
             return self._skip(zero, taken)
         with torch.autocast(taken.raw.device.type, enabled=False):
@@ -328,7 +335,8 @@ class Suppression:
             return torch.ones((), device=raw.device)
         allowed = own.double().norm()  # in half precision squares vanish
         if self.budget is not None:
-            self._reference = torch.maximum(allowed, self._reference.to(allowed))
+            sound = torch.where(allowed.isfinite(), allowed, 0.0)  # one broken step must not stay
+            self._reference = torch.maximum(sound, self._reference.to(allowed))
             allowed = self._reference
         bound = self.cap * allowed / ours.double().norm().clamp_min(1e-30)
         return bound.clamp(max=1.0).to(term.dtype)
@@ -349,50 +357,89 @@ class Suppression:
     def observe(self, event: Event) -> None:
         """Take a measurement in, for `budget`, `only_above` and the certificate: best one of data that is not trained on.
 
+        The multiplier answers to what the penalty did: it stands still while the penalty was not in force.
+
         Args:
             event: such as a `Monitor` gives, of the same variables; one without the confounder's share changes nothing.
         """
         now = self.reading(event)
+        self._say_what_is_read(event, now)
         if now.share is None and now.ratio is None:
             return
         self.measured = event
-        if not self.acted:
+        acted, self._in_force = self._in_force, False
+        if not self._begun:
             self.before = event
         self._reference = self._reference * FADING
-        if self.budget is not None:
+        if self.budget is None:
+            return
+        if not self._begun:
+            self.budget.start(now)
+        if acted:
             self.budget.update(now)
             cannot = self.budget.report(self.confounder.name)
             if cannot:
                 self._say(cannot, key="budget")
 
-    def measure(self, step: int = 0) -> None:
+    def measure(self, step: int = 0, epoch: int = 0) -> None:
         """Where there is no monitor: measure on the latest training batches; with several processes, all must call it."""
-        event = None if self.recent is None else self.recent.event(step)
+        if self.recent is None:
+            return
+        event = None
+        try:
+            event = self.recent.event(step, epoch)
+        except VariableError as problem:
+            self._say(f"`{self._reads}` finds nothing in the training batches: {problem}", key="nothing")
         if event is not None:
-            what = "budget" if self.budget is not None else "only_above"
-            self._say(
-                f"`{what}` reads the training batches, whose labels a network can memorise; "
-                "it holds better on a ConceptMonitor's validation or probe data"
-            )
             self.observe(event)
+
+    @property
+    def _reads(self) -> str:
+        return "only_above" if self.budget is None else "budget"
+
+    def _say_what_is_read(self, event: Event, now: Reading) -> None:
+        if self.recent is None:  # nothing hangs on it
+            return
+        if event.mode == "train":
+            self._say(
+                f"`{self._reads}` reads the training batches, whose labels a network can memorise; it holds better on the "
+                "validation or probe data of a ConceptMonitor that measures 'contribution'"
+            )
+        on = "share" if self.budget is None else self.budget.on
+        if getattr(now, on) is None:
+            found = event.contribution.get(self.confounder.name)
+            why = found.note if found and found.note else f"it has no {on} of '{self.confounder.name}'"
+            self._say(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
 
     def reading(self, event: Event) -> Reading:
         """What an event says of the confounder."""
         return reading(event, self.confounder.name, self.concepts)
 
-    def certificate(self, kind: str = "Suppression") -> dict[str, Any]:
-        """What was done and what was measured before and after, see `certificate.certificate`."""
+    def certificate(
+        self, kind: str = "Suppression", schedule: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """What was done and what was measured before and after.
+
+        Args:
+            kind: what it is called.
+            schedule: further settings, in plain types.
+            notes: what else the reader must know.
+
+        Returns:
+            As `certificate.certificate`; `settings["multiplier"]` is the last that was in force.
+        """
         how = {"weight": self._fixed} if self.budget is None else {
-            "budget": self.budget.limit, "budget_on": self.budget.on, "multiplier": self.budget.multiplier,
-            "held": self.budget.held,
+            "budget": self.budget.limit, "budget_on": self.budget.on, "multiplier": self._used, "held": self.budget.held,
         }  # fmt: skip
         settings = {
-            "penalty": self._kind, **how, "only_above": self.only_above, "balance": self.balance, "cap": self.cap,
-            "output": self.output, "layer": self.layer, "steps_acted": self.acted, "steps_skipped": self.skipped,
+            "penalty": self._kind, **how, **(schedule or {}), "only_above": self.only_above, "balance": self.balance,
+            "cap": self.cap, "output": self.output, "layer": self.layer, "steps_acted": self.acted,
+            "steps_skipped": self.skipped,
         }  # fmt: skip
         cannot = None if self.budget is None else self.budget.report(self.confounder.name)
-        notes = [cannot] if cannot else []
-        return certificate(kind, self.confounder.name, self.concepts, settings, self.before, self.measured, notes)
+        said = [note for note in (None if self._begun else "the penalty never acted", cannot, *notes) if note]
+        after = None if self.measured == self.before else self.measured
+        return certificate(kind, self.confounder.name, self.concepts, settings, self.before, after, said)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -406,6 +453,7 @@ class Suppression:
             "budget": None if self.budget is None else self.budget.state_dict(),
             "before": None if self.before is None else self.before.to_dict(),
             "measured": None if self.measured is None else self.measured.to_dict(),
+            "in_force": [self._begun, self._in_force, self._used],
             "reference": self._reference,
             "said": sorted(self._said),
         }
@@ -416,6 +464,7 @@ class Suppression:
         self.skipped, self.acted = state["skipped"], state["acted"]
         self._worked = True
         self._said, self._reference = set(state["said"]), state["reference"]
+        self._begun, self._in_force, self._used = state["in_force"]
         if state["penalty"]:
             self.term.load_state_dict(state["penalty"])
         if self.budget is not None and state["budget"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
 from lightning_interp.certificate import write_certificate
-from lightning_interp.errors import InterpError, VariableError, nearest
+from lightning_interp.errors import InterpError, InterpWarning, VariableError, nearest
 from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
@@ -30,9 +31,11 @@ class SuppressConfounder(Callback):
     Logged at every step that the Trainer logs: `penalty/{confounder}` (the unweighted term, in squared output units or loss
     units), `penalty_weight/{confounder}` (the multiplier in force), `penalty_scale/{confounder}` (the cap's factor, 0…1).
 
-    A budget and `only_above` read the events of the first ConceptMonitor of the Trainer that has the confounder; without one,
-    the training batches at the end of each epoch, and a warning says so. After `fit` what was done and measured stands in
-    `certificate`, and beside the last checkpoint (or else in the logger's folder) as `….certificate.json`.
+    A budget and `only_above` read the events of a ConceptMonitor of the Trainer that measures the contribution of the
+    confounder to this output, the first that has all of the variables before others; without one, the training batches at the
+    end of each epoch, and a warning says so. The multiplier moves after each event, but not before the penalty acts. After
+    `fit` what was done and measured stands in `certificate`, and beside the last checkpoint (or else in the logger's folder)
+    as `….certificate.json`.
 
     Args:
         confounder: what should not matter: a `Variable`, or the name of one in a `ConceptMonitor` of the same Trainer.
@@ -50,7 +53,8 @@ class SuppressConfounder(Callback):
         pooling: how that becomes one vector per sample.
         budget: instead of a weight, the limit that the confounder's part is held under, 0 to 1.
         budget_on: "share" (the debiased share of the output's variance), or "ratio" (its effect over the largest concept's).
-        only_above: the penalty acts only while the debiased share is over this, 0 to 1.
+        only_above: the penalty, and `balance` with it, acts only while the debiased share is over this, 0 to 1; before the
+            first event it acts.
 
     Raises:
         InterpError: an argument is not usable; the message names the nearest that is.
@@ -104,7 +108,7 @@ class SuppressConfounder(Callback):
         self._state: Mapping[str, Any] | None = None
         self._loss: TrainingLoss | None = None
         self._monitor: ConceptMonitor | None = None
-        self._seen: Event | None = None
+        self._seen: Event | None = None  # the last that was observed
         self._bound = False
         self._key = self.name
         if all(isinstance(v, Variable) for v in self._named):  # nothing has to wait for a monitor
@@ -122,11 +126,14 @@ class SuppressConfounder(Callback):
             self._bound = True
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
+        self._monitor = _measuring(trainer, self.suppression)
+        latest = None if self._monitor is None else self._monitor.latest
         if self._state is not None:
-            self.suppression.load_state_dict(self._state)
+            self.suppression.load_state_dict(self._state["suppression"])
+            self._seen = latest if latest is not None and latest.step == self._state["seen"] else None
             self._state = None
-        self._monitor = next((m for m in _monitors(trainer) if _measures(m, self.name)), None)
-        self._seen = None if self._monitor is None else self._monitor.latest
+        elif latest is not None and latest.step != trainer.global_step:  # of another run
+            self._seen = latest
         self._let_go()
         self.suppression.bind(pl_module)
         self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
@@ -134,17 +141,25 @@ class SuppressConfounder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on the training batches where no monitor does."""
         if self.suppression is not None and self._monitor is None:
-            self.suppression.measure(trainer.global_step)
+            self.suppression.measure(trainer.global_step, trainer.current_epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the training step back; after `fit`, write the certificate."""
         self._let_go()
         if stage == "fit" and self.suppression is not None:
             self._observe()
-            self.certificate = self.suppression.certificate(type(self).__name__)
-            path = _certificate_path(trainer)
+            path, note = _certificate_path(trainer)
+            schedule = {"start_epoch": self.start_epoch, "ramp_epochs": self.ramp_epochs}
+            self.certificate = self.suppression.certificate(type(self).__name__, schedule, [note] if note else [])
             if path is not None and trainer.is_global_zero:
-                write_certificate(path, self.certificate)
+                self._write(path)
+
+    def _write(self, path: Path) -> None:
+        try:
+            write_certificate(path, self.certificate or {})
+        except (OSError, ValueError) as problem:  # the training is done: nothing may take it away now
+            text = f"no certificate at {path}: {problem}. It stands in the callback's `certificate`."
+            warnings.warn(text, InterpWarning, stacklevel=2)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the training step back: teardown is not called after an exception."""
@@ -219,26 +234,39 @@ class SuppressConfounder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
-        return {} if self.suppression is None else {"suppression": self.suppression.state_dict()}
+        if self.suppression is None:
+            return {}
+        return {"suppression": self.suppression.state_dict(), "seen": None if self._seen is None else self._seen.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
-        self._state = state_dict.get("suppression")
+        self._state = state_dict or None
 
 
 def _monitors(trainer: Trainer) -> list[ConceptMonitor]:
     return [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
 
 
-def _measures(monitor: ConceptMonitor, name: str) -> bool:
-    return "contribution" in monitor.monitor.measures and name in {v.name for v in monitor.monitor.variables}
+def _measuring(trainer: Trainer, suppression: Suppression) -> ConceptMonitor | None:
+    """The monitor whose events speak of the confounder, and of the output that the penalty acts on."""
+    name, all_of_them = suppression.confounder.name, {v.name for v in suppression.variables}
+    fit = []
+    for m in _monitors(trainer):
+        names, output = {v.name for v in m.monitor.variables}, m.places["output"]
+        same = output is None or suppression.output is None or output == suppression.output
+        if name in names and same and "contribution" in m.monitor.measures:
+            fit.append((not all_of_them <= names, m))
+    return min(fit, key=lambda pair: pair[0])[1] if fit else None
 
 
-def _certificate_path(trainer: Trainer) -> Path | None:
-    """Beside the last checkpoint, else in the logger's folder; None for a run that writes neither."""
+def _certificate_path(trainer: Trainer) -> tuple[Path | None, str | None]:
+    """Beside the last checkpoint, else in the logger's folder; None for a run that writes neither here. And a note."""
     checkpoint = trainer.checkpoint_callback
-    saved = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
-    if saved:
-        return Path(f"{saved}.certificate.json")
+    last, best = (getattr(checkpoint, name, "") for name in ("last_model_path", "best_model_path"))
+    saved = last or best
+    if saved and "://" not in saved:
+        by = None if last else getattr(checkpoint, "monitor", None)
+        note = f"the checkpoint is the best by '{by}', which may be of an earlier step than the last event" if by else None
+        return Path(f"{saved}.certificate.json"), note
     folder = trainer.log_dir if trainer.loggers and not getattr(trainer, "fast_dev_run", False) else None
-    return None if folder is None else Path(folder) / "certificate.json"
+    return None if folder is None or "://" in folder else Path(folder) / "certificate.json", None

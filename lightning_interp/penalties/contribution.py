@@ -66,6 +66,17 @@ def windowed_penalty(
     return crossed_penalty(now, coefficients(past_output, past_z, width, ridge).detach())
 
 
+def told_apart(moments: Tensor, width: int) -> bool:
+    """Whether the confounder's columns are no function of the others: where they are, a ridge shares out what is not theirs.
+
+    Args:
+        moments: of the columns `[z, 1]`, `[q + 1, q + 1]`.
+        width: number of the confounder's columns, which come first.
+    """
+    whole, rest = (torch.linalg.matrix_rank(m.double(), rtol=1e-6, hermitian=True) for m in (moments, moments[width:, width:]))
+    return int(whole - rest) == width
+
+
 def crossed_penalty(now: Tensor, other: Tensor) -> Tensor:
     """Coefficients of the batch `[width, c]`, on the graph, times others that carry no gradient; the gradient is doubled."""
     value = (now * other).sum()
@@ -98,8 +109,11 @@ class ContributionPenalty(Penalty):
         self.ridge = ridge
 
     def __call__(self, step: Step) -> Tensor | None:
-        """The term; None where a cell is missing from one of the two sets of samples."""
+        """The term; None where a cell is missing from one of the two sets, or the confounder goes with the others in all."""
         if step.held_out is not None:
+            x = torch.cat([step.z, torch.ones_like(step.z[:, :1])], dim=1)
+            if not told_apart(x.T @ x / len(x), step.width):
+                return None
             now = coefficients(step.output, step.z, step.width, self.ridge)
             return crossed_penalty(now, step.held_out.to(now))
         if len(step.output) >= self.window_rows:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_interp.penalties.contribution import halves
+from lightning_interp.penalties.contribution import halves, told_apart
 from lightning_interp.penalties.step import Penalty, Step
 
 RIDGE = 1e-6
@@ -40,8 +40,8 @@ class RunningPattern:
         self._xh = self.momentum * self._xh.to(xh) + (1 - self.momentum) * xh
 
     def directions(self, width: int) -> Tensor | None:
-        """Those of the first `width` columns, `[width, d]`; None before the first batch, or where the columns coincide."""
-        if self._xx is None:
+        """Those of the first `width` columns, `[width, d]`; None before the first batch, or where they go with the others."""
+        if self._xx is None or not told_apart(self._xx, width):
             return None
         damped = self._xx + RIDGE * torch.eye(len(self._xx), dtype=self._xx.dtype, device=self._xx.device)
         return torch.linalg.solve(damped, self._xh)[:width]
