@@ -63,7 +63,7 @@ def test_the_multiplier_stays_in_its_range(values):
 
 @given(SHARES, st.integers(40, 300), SHARES)
 def test_it_never_winds_up(before, long, after):
-    """However long it stood over the limit, and whatever came before, it comes down at once, and as from the shortest way up."""
+    """However long it stood over the limit, and whatever came before, it comes down at once, as from the shortest way up."""
     _, found = fed([*before, *[1.0] * long, 0.0, 0.0, *after])
     top = len(before) + long
     assert found[top - 1] == HIGHEST
