@@ -12,7 +12,7 @@ from lightning_interp.events import Event
 ON = ("share", "ratio")
 GAIN, BRAKE = 0.3, 0.3  # of the integral and of the proportional part, per measurement, in log multiplier
 AIM = 0.8  # of the limit: steered to the limit itself, every other measurement would be over it
-LOWEST, HIGHEST = 0.03, 100.0  # of the multiplier: from the lowest, ten measurements over the limit bring it back to 1
+LOWEST, HIGHEST = 0.01, 100.0  # of the multiplier: from the lowest, 14 measurements over the limit bring it back to 1
 FLOOR = 0.5  # of the concepts' share at the start
 
 

@@ -74,11 +74,11 @@ def test_it_never_winds_up(before, long, after):
 
 
 @given(st.integers(30, 300))
-def test_it_comes_up_from_the_bottom_in_ten_measurements(long):
-    _, found = fed([*[0.0] * long, *[1.0] * 10])
-    assert found[long - 1] == LOWEST
-    assert found[-1] >= 0.6
-    assert fed([*[0.0] * long, *[1.0] * 12])[1][-1] >= 1
+def test_it_comes_up_from_the_bottom_in_fourteen_measurements(long):
+    _, found = fed([*[0.0] * long, *[1.0] * 14])
+    assert found[long - 1] == pytest.approx(LOWEST)
+    assert found[-1] >= 0.6  # what is added at once when it first shows is gone by then
+    assert fed([*[0.0] * long, *[1.0] * 16])[1][-1] >= 1
 
 
 def test_over_the_limit_it_grows_and_under_it_falls():
@@ -150,7 +150,7 @@ def test_a_plant_that_uses_the_confounder_late_is_caught():
         over += now > LIMIT
         budget.update(share(now))
         m = budget.multiplier
-    assert over <= 13
+    assert over <= 18
     assert budget.held
 
 
