@@ -360,11 +360,15 @@ class Suppression:
         The multiplier answers to what the penalty did: it stands still while the penalty was not in force.
 
         Args:
-            event: such as a `Monitor` gives, of the same variables; one without the confounder's share changes nothing.
+            event: such as a `Monitor` gives, of the same variables; one without the confounder's share (or the ratio, where
+                the budget is on that) changes nothing.
         """
         now = self.reading(event)
-        self._say_what_is_read(event, now)
-        if now.share is None and now.ratio is None:
+        on = "share" if self.budget is None else self.budget.on
+        known = getattr(now, on) is not None
+        if self.recent is not None:  # something hangs on it
+            self._say_what_is_read(event, None if known else on)
+        if not known:
             return
         self.measured = event
         acted, self._in_force = self._in_force, False
@@ -397,18 +401,15 @@ class Suppression:
     def _reads(self) -> str:
         return "only_above" if self.budget is None else "budget"
 
-    def _say_what_is_read(self, event: Event, now: Reading) -> None:
-        if self.recent is None:  # nothing hangs on it
-            return
+    def _say_what_is_read(self, event: Event, missing: str | None) -> None:
         if event.mode == "train":
             self._say(
                 f"`{self._reads}` reads the training batches, whose labels a network can memorise; it holds better on the "
                 "validation or probe data of a ConceptMonitor that measures 'contribution'"
             )
-        on = "share" if self.budget is None else self.budget.on
-        if getattr(now, on) is None:
+        if missing:
             found = event.contribution.get(self.confounder.name)
-            why = found.note if found and found.note else f"it has no {on} of '{self.confounder.name}'"
+            why = found.note if found and found.note else f"it has no {missing} of '{self.confounder.name}'"
             self._say(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
 
     def reading(self, event: Event) -> Reading:
