@@ -57,7 +57,7 @@ def at(rows: list[Row], method: str, value: float | None, batch_size: int) -> li
 
 
 def line(name: str, knob: str, rows: list[Row], sd: dict[int, float], best: float | None) -> str | None:
-    """A line of the table; a method that refused has its reason below it, by `answers`."""
+    """A line of the table."""
     if not rows:
         return None
     ran = [r for r in rows if "test_accuracy" in r]
@@ -68,12 +68,13 @@ def line(name: str, knob: str, rows: list[Row], sd: dict[int, float], best: floa
 
 
 def answers(rows: list[Row], task: str, setting: float) -> list[str]:
-    """What methods said on a task, each once."""
-    said: dict[str, dict[str, None]] = {}
+    """What methods warned of or refused on a task, each once; what is said of the plain net too is of the measurement."""
+    said: dict[str, dict[str, None]] = {"plain": {}}
     for r in select(rows, task, setting):
         texts = [*r["said"], *([r["error"]] if "error" in r else [])]
         said.setdefault(r["method"], {}).update(dict.fromkeys(texts))
-    return [f"{method}: {text}" for method, texts in said.items() for text in texts]
+    usual = said.pop("plain")
+    return [f"{method}: {text}" for method, texts in said.items() for text in texts if text not in usual]
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from contextlib import ExitStack
 
 import lightning as L
 import torch
@@ -53,8 +54,12 @@ def trained(task: Task, method: Method, value: float, batch_size: int, seed: int
     start = time.process_time()
     trainer.fit(model, data)
     row: dict[str, object] = {"seconds": time.process_time() - start}
-    for part in ("val", "test"):
-        row |= {f"{part}_{name}": found for name, found in measured(task, model, task.fields(part, seed)).items()}
+    with ExitStack() as stack:
+        for erase in callbacks:
+            if isinstance(erase, interp.EraseConfounder):  # without it the model is not erased
+                stack.enter_context(erase.erasure.applied())
+        for part in ("val", "test"):
+            row |= {f"{part}_{name}": found for name, found in measured(task, model, task.fields(part, seed)).items()}
     skipped = [c.suppression.skipped for c in callbacks if isinstance(c, interp.SuppressConfounder)]
     return row | ({"skipped": skipped[0]} if skipped else {})
 
@@ -66,9 +71,9 @@ def measured(task: Task, model: nn.Module, fields: Fields) -> dict[str, float | 
         accuracy: as the part is.
         balanced, worst: mean and least accuracy over the cells of the variables.
         share: the confounder's debiased share of the output's variance, by the equation.
-        do: true effect of the confounder, set to each of its levels on the same images: twice the standard deviation over levels
-            of the mean logits, √(2·Σ of squares) over classes. For two levels and two classes: the change of the margin, in
-            logits, without its sign.
+        do: true effect of the confounder, set to each of its levels on the same images: twice the standard deviation over
+            levels of the mean logits, √(2·Σ of squares) over classes. For two levels and two classes: the change of the
+            margin, in logits, without its sign.
         sd: standard deviation of the output, √(2·Σ of variances) over classes: for two, that of the margin.
     """
     variables = [*task.given, task.confounder]
