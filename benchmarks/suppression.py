@@ -4,7 +4,8 @@ Every method has one knob and four values of it, tried on one seed that is not r
 tasks: the value with the best worst-group accuracy on the validation part is taken; the test part has no say. What is in the
 validation part: `demo` both backgrounds equally (group-balanced, as in Waterbirds); `coloured` images of the two training
 environments only; `decoy` patches redrawn, as the intervention does. Beside it, "oracle": the best test accuracy of the four
-trials, what selection on the test part would have shown. ContributionPenalty also has a row for every weight and batch size.
+trials, what selection on the test part would have shown. On the first two tasks ContributionPenalty also has a row for every
+weight and some batch sizes.
 
 "do" is the true effect of the confounder, in logits; "share" its debiased share of the output's variance; "sd" the output's
 standard deviation over that of the ceiling, trained without the shortcut: a penalty must not win by shrinking the output.
@@ -76,7 +77,7 @@ def tuned(book: Book, task: Task, methods: list[Method], seeds: int, trials: int
     names = {m.name for m in methods}
     for seed in range(seeds):
         for name, value, size in SPREAD:
-            if name in names:
+            if name in names and task.separable:
                 book.run(task, METHODS[name], value, size, seed)
 
 

@@ -48,6 +48,7 @@ class Task(ABC):
         levels: values of the confounder.
         layer: module that feeds the head.
         cluster: where the id of a shared source sits.
+        separable: whether labels can tell the confounder from what is given.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task(ABC):
     levels: Sequence[float]
     layer = "encoder"
     cluster: str | None = None
+    separable = True
 
     @abstractmethod
     def fields(self, part: str, seed: int, ceiling: bool = False) -> Fields:
@@ -140,7 +142,7 @@ class Coloured(Task):
 class Decoy(Task):
     """Decoy-MNIST. The validation part's patches are redrawn, as the intervention does it, and as in test."""
 
-    name = "decoy"
+    name, separable = "decoy", False
     levels = GREYS
     given = (interp.Concept("label", kind="categorical"),)
 
