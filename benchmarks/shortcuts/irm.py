@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shortcuts.tasks import Classifier, Fields
+from shortcuts.nets import Classifier
 
 
 def irm_penalty(logits: Tensor, label: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class InvariantRisk(Classifier):
         super().__init__(*args)
         self.weight, self.anneal = weight, anneal
 
-    def training_step(self, batch: Fields, batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy + weight · penalty."""
         logits, label, environment = self(batch["image"]), batch["label"], batch["environment"]
         penalty = torch.stack([irm_penalty(logits[environment == e], label[environment == e]) for e in (0, 1)]).mean()

@@ -21,15 +21,14 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 import lightning_interp as interp
 from lightning_interp.demo import GrassyDigits, GrassyDigitsModel, swap_background
+from shortcuts.nets import Classifier, Grey
 
 Fields = dict[str, Tensor]
 PARTS = ("train", "val", "test")
-HIDDEN = 256  # units of each of the two hidden layers of the MLPs
 NOISE = 0.25  # of coloured MNIST's labels that are flipped
 FLIPS, TEST_FLIPS = (0.2, 0.1), 0.9  # of colours that differ from the label, in the two training environments and in test
 DECAY = 3.0  # weight decay on coloured MNIST, or its noise is memorised: the best for the ceiling on the validation part
@@ -190,40 +189,6 @@ def with_patch(bare: Tensor, corner: Tensor, grey: Tensor) -> Tensor:
         here = corner == c
         image[here, rows, columns] = (grey[here] / 255).to(image)[:, None, None]
     return image
-
-
-class Classifier(L.LightningModule):
-    """A multi-layer perceptron that trains itself with AdamW on mean cross-entropy: `encoder` and `head`."""
-
-    def __init__(self, first: nn.Module, features: int, classes: int, weight_decay: float = 0.0) -> None:
-        super().__init__()
-        hidden = (nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
-        self.encoder = nn.Sequential(first, nn.Flatten(), *hidden)
-        self.head = nn.Linear(HIDDEN, classes)
-        self.weight_decay = weight_decay
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits `[n, classes]`."""
-        return self.head(self.encoder(image))
-
-    def training_step(self, batch: Fields, batch_idx: int) -> Tensor:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self(batch["image"]), batch["label"])
-
-    def configure_optimizers(self) -> dict[str, object]:
-        """AdamW, which without weight decay is Adam; the learning rate falls to zero, or the last steps' noise is measured."""
-        optimizer = torch.optim.AdamW(self.parameters(), 1e-3, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class Grey(nn.Module):
-    """Adds the channels up."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`[n, 14, 14]` from `[n, 2, 14, 14]`."""
-        return image.sum(1)
 
 
 class Rows(Dataset[Fields]):
