@@ -9,13 +9,16 @@ import json
 import sys
 from pathlib import Path
 
+from shortcuts.report import table
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 
 
 def read(name: str) -> list[dict]:
-    """The rows of a results file."""
-    return [json.loads(line) for line in (HERE / "results" / f"{name}.jsonl").read_text().splitlines()]
+    """The rows of a results file; none where there is no file."""
+    path = HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def coverage() -> str:
@@ -33,27 +36,40 @@ def coverage() -> str:
     lines = [f"| variables | {' | '.join(heads)} |", "|---|---|---|---|"]
     for name, columns in found.items():
         lines.append(f"| {name} | {' | '.join(f'{min(columns[h]):.1f}–{max(columns[h]):.1f}' for h in heads)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if found else ""
+
+
+def suppression() -> dict[str, str]:
+    """The tables of the three tasks, and of the demo at the stronger correlation."""
+    rows = read("suppression")
+    settings = {"": ("demo", 0.95), " 0.99": ("demo", 0.99), " coloured": ("coloured", 5_000), " decoy": ("decoy", 10_000)}
+    return {f"suppression{name}": table(rows, *setting) for name, setting in settings.items()}
 
 
 def printed(module: str, *args: object) -> str:
     """What a benchmark's own report prints of its table."""
+    rows = read(module)
+    if not rows:
+        return ""
     sys.path.insert(0, str(HERE))
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        __import__(module).report(read(module), *args)
+        __import__(module).report(rows, *args)
     return "\n".join(line for line in out.getvalue().splitlines() if line.startswith("|"))
 
 
 def main() -> None:
     """Put each table between its markers."""
     text = README.read_text()
-    tables = {"coverage": coverage(), "fidelity": printed("fidelity"), "suppression": printed("suppression", 0.95)}
-    for name, table in tables.items():
+    tables = {"coverage": coverage(), "fidelity": printed("fidelity"), "step cost": printed("step_cost"), **suppression()}
+    for name, found in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition(end)
-        text = f"{before}{start}\n{table}\n{end}{after}"
+        before, opened, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if found and opened and closed:  # else as it is
+            text = f"{before}{start}\n{found}\n{end}{after}"
+        else:
+            print(f"{name}: {'no marker in the README' if found else 'no results'}, left as it is")
     README.write_text(text)
 
 
