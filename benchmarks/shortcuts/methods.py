@@ -102,7 +102,7 @@ METHODS = {
         Method(
             "IndependencePenalty, correlation",
             "λ",
-            (0.1, 1.0, 10.0, 100.0),
+            (1.0, 10.0, 30.0, 100.0),
             lambda task, value: [
                 suppress(task, penalties.IndependencePenalty(measure="correlation"), weight=value, layer=task.layer)
             ],
@@ -110,7 +110,7 @@ METHODS = {
         Method(
             "IndependencePenalty, HSIC",
             "λ",
-            (0.1, 1.0, 10.0, 100.0),
+            (1.0, 3.0, 10.0, 30.0),
             lambda task, value: [suppress(task, penalties.IndependencePenalty(measure="hsic"), weight=value, layer=task.layer)],
         ),
         Method(
