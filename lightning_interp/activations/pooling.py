@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -44,6 +45,30 @@ def tensor_of(output: Any, key: str | None = None) -> Tensor | None:
 def output_of(result: Any, key: str | None = None) -> Tensor | None:
     """The output that a module's result holds: the entry `key`, else `logits`, else the first tensor."""
     return tensor_of(result, key or ("logits" if isinstance(result, Mapping) and "logits" in result else None))
+
+
+def with_tensor(output: Any, old: Tensor, new: Tensor) -> Any:
+    """What a module returned with one of its tensors replaced wherever it stands; containers keep their type.
+
+    Args:
+        output: what the module returned; left as it is.
+        old: the tensor that `tensor_of` found in it.
+        new: what takes its place.
+    """
+    if output is old:
+        return new
+    if isinstance(output, Mapping):
+        items = {key: with_tensor(value, old, new) for key, value in output.items()}
+        if not isinstance(output, MutableMapping):
+            return type(output)(items)  # type: ignore[call-arg]
+        made = copy.copy(output)  # a ModelOutput, or a dict with attributes of its own
+        for key, value in items.items():
+            made[key] = value
+        return made
+    if isinstance(output, (list, tuple)):
+        parts = [with_tensor(part, old, new) for part in output]
+        return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
+    return output
 
 
 class Pooling:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
-from lightning_interp.errors import InterpError, VariableError, nearest
+from lightning_interp.callbacks.variables_by_name import find_variable, monitors_of
+from lightning_interp.errors import InterpError
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
 from lightning_interp.variables import Variable
@@ -98,7 +99,7 @@ class SuppressConfounder(Callback):
         """Find what was given by name, and stand between the training step and its loss."""
         monitor = self._monitor(trainer)
         if self.suppression is None or not self._bound:  # built again: the monitor's places were not known
-            self.suppression = self._build([self._found(v, trainer) for v in self._named], self._filled(monitor))
+            self.suppression = self._build([find_variable(v, trainer) for v in self._named], self._filled(monitor))
             self._bound = True
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
@@ -118,17 +119,7 @@ class SuppressConfounder(Callback):
 
     def _monitor(self, trainer: Trainer) -> ConceptMonitor | None:
         names = {v if isinstance(v, str) else v.name for v in self._named}
-        return next((m for m in _monitors(trainer) if names & {v.name for v in m.monitor.variables}), None)
-
-    def _found(self, wanted: str | Variable, trainer: Trainer) -> Variable:
-        if isinstance(wanted, Variable):
-            return wanted
-        monitors = _monitors(trainer)
-        known = {v.name: v for m in reversed(monitors) for v in m.monitor.variables}
-        if wanted not in known:
-            hint = nearest(wanted, known) if monitors else " There is no ConceptMonitor in this Trainer; give a Variable."
-            raise VariableError(f"`confounder` or `given`: no ConceptMonitor of this Trainer has a variable '{wanted}'.{hint}")
-        return known[wanted]
+        return next((m for m in monitors_of(trainer) if names & {v.name for v in m.monitor.variables}), None)
 
     def _filled(self, monitor: ConceptMonitor | None) -> dict[str, Any]:
         theirs = {} if monitor is None else monitor.places
@@ -238,10 +229,6 @@ class SuppressConfounder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
         self._state = state_dict.get("suppression")
-
-
-def _monitors(trainer: Trainer) -> list[ConceptMonitor]:
-    return [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
 
 
 def _with_penalty(suppression: Suppression, loss: Tensor) -> Tensor:
