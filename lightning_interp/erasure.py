@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
+from itertools import zip_longest
 from operator import add
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from lightning_interp.functional.erasure import Eraser, Second, balanced, balanc
 from lightning_interp.functional.moments import Cross, Moments
 from lightning_interp.functional.probe import held_out_r2, ridge_probe
 from lightning_interp.functional.unique import unique_rows
-from lightning_interp.functional.weights import sample_weights
+from lightning_interp.functional.weights import MIN_PER_CELL, sample_weights
 from lightning_interp.penalties.contribution import halves
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader, token_mask
@@ -49,9 +50,9 @@ class Coding(NamedTuple):
     weights: str
 
     def second(self, m: CellMoments) -> Second | None:
-        """The second moments under these weights; None where the cells are not those of the coding."""
+        """The second moments under these weights; None where the cells are not those of the coding, or too small."""
         found = m.aligned(self.keys)
-        if not set(m.keys) <= set(self.keys) or (self.weights == "balanced" and not bool((found.count > 0).all())):
+        if not set(m.keys) <= set(self.keys) or (self.weights == "balanced" and not bool((found.count >= MIN_PER_CELL).all())):
             return None
         return (balanced if self.weights == "balanced" else natural)(found, self.codes.to(found.count.device))
 
@@ -75,6 +76,14 @@ class Erasure:
         memory_rows: how fast the past fades, in rows of all processes: after so many, by a factor of e.
         every_n_steps: training steps between two fits.
         ridge: damping of the activation's covariance, in units of its mean eigenvalue; see `leace`.
+
+    Attributes:
+        eraser: the last fit; None before the first, `obstacle` then says why.
+        weights: "balanced" or "natural" (an empty or small cell, a continuous variable), as in the last fit.
+        remaining: R² with which a linear probe, cross-fitted under these weights, still reads the confounder from what was
+            passed on in the last `memory_rows` rows, the given variables held fixed; each row came after the fit that
+            erased it. None before it can be measured.
+        skipped: training batches that nothing was learned from.
 
     Raises:
         InterpError: an argument is not usable.
@@ -130,6 +139,7 @@ class Erasure:
         self._reader = Reader(self.variables, Inputs(None), None, None, None)
         self._past: CellMoments | None = None  # the same in all processes
         self._fresh: list[CellMoments | None] = [None, None]  # rows since the last fit, in two halves
+        self._left: list[CellMoments] = []  # what the fits in force made of the rows that came after them, in two halves
         self._steps = 0
         self._worked = False
         self._standing = 0
@@ -256,9 +266,7 @@ class Erasure:
         second = halves(cell) ^ bool(self._steps % 2)  # a cell's only sample goes to either half in turn
         for i, half in enumerate((~second, second)):
             new = cell_moments(h[half], values[half], discrete)
-            old = self._fresh[i]
-            keep = old is not None and old.discrete == discrete and old.moments.gram.shape == new.moments.gram.shape
-            self._fresh[i] = old.to(h.device) + new if old is not None and keep else new
+            self._fresh[i] = _merged(self._fresh[i], new, 1.0)
         return True
 
     def refit(self) -> None:
@@ -274,14 +282,15 @@ class Erasure:
         self._fresh = [None, None]
         if not (folds[0] and folds[1]):
             return
-        first, second = (reduce(add, fold) for fold in folds)
+        halves_now = [reduce(add, fold) for fold in folds]
+        total = halves_now[0] + halves_now[1]
+        fade = math.exp(-total.rows / self.memory_rows)
         if self.eraser is not None:
-            self._measure(first, second)
-        total = first + second
-        past = self._past
-        if past is not None and past.discrete == discrete and past.moments.gram.shape == total.moments.gram.shape:
-            total = past.to(total.moments.gram.device).faded(math.exp(-total.rows / self.memory_rows)) + total
-        self._past = total
+            eraser = self.eraser.to(total.moments.gram)
+            left = [half._replace(moments=erased(half.moments, eraser)) for half in halves_now]
+            self._left = [_merged(old, new, fade) for old, new in zip_longest(self._left, left)]
+            self._measure()
+        self._past = total = _merged(self._past, total, fade)
         found = gathered(self._fit(total))[0]  # the first process's, so that all apply the same bits
         if found is not None:
             self.eraser = found
@@ -317,15 +326,13 @@ class Erasure:
         weights = sample_weights(design, keys, count, "natural" if continuous else "balanced").mode
         return Coding(m.keys, design.encode(keys), confounder, weights)
 
-    def _measure(self, first: CellMoments, second: CellMoments) -> None:
-        """How well a linear probe still reads the confounder: on rows that came after the fit, cross-fitted over two halves."""
-        if self._past is None or self.eraser is None:
-            return
+    def _measure(self) -> None:
+        """How well a linear probe reads the confounder from what was passed on, cross-fitted over the two halves."""
         sides = []
         try:
-            coding = self._coding(self._past)
-            for fold in (first, second):
-                s = coding.second(fold._replace(moments=erased(fold.moments, self.eraser.to(fold.moments.gram))))
+            coding = self._coding(self._left[0] + self._left[1])
+            for half in self._left:
+                s = coding.second(half)
                 if s is None:
                     return
                 variance, covariance = net(s, coding.confounder)
@@ -358,6 +365,7 @@ class Erasure:
             "remaining": self.remaining,
             "past": None if past is None else past.state_dict(),
             "fresh": [None if f is None else f.state_dict() for f in fresh],
+            "left": [m.state_dict() for m in self._left],
             "steps": self._steps,
             "skipped": self.skipped,
             "worked": self._worked,
@@ -369,9 +377,16 @@ class Erasure:
         self.eraser = None if state["eraser"] is None else Eraser(*state["eraser"])
         self.weights, self.remaining = state["weights"], state["remaining"]
         self._past = None if state["past"] is None else from_state(state["past"])
+        self._left = [from_state(m) for m in state["left"]]
         first = world()[0] == 0
         self._fresh = [None if f is None or not first else from_state(f) for f in state["fresh"]]
         self._steps, self.skipped, self._worked = state["steps"], state["skipped"], state["worked"]
+
+
+def _merged(old: CellMoments | None, new: CellMoments, fade: float) -> CellMoments:
+    if old is None or old.discrete != new.discrete or old.moments.gram.shape != new.moments.gram.shape:
+        return new
+    return old.to(new.moments.gram.device).faded(fade) + new
 
 
 def _kind(v: Variable, levels: Tensor) -> str:
