@@ -140,7 +140,7 @@ class Erasure:
         self._past: CellMoments | None = None  # the same in all processes
         self._fresh: list[CellMoments | None] = [None, None]  # rows since the last fit, in two halves
         self._left: list[CellMoments] = []  # what the fits in force made of the rows that came after them, in two halves
-        self._steps = 0
+        self._steps = self._rows = 0
         self._worked = False
         self._standing = 0
         self._calls: list[Tensor] | None = None
@@ -284,6 +284,7 @@ class Erasure:
             return
         halves_now = [reduce(add, fold) for fold in folds]
         total = halves_now[0] + halves_now[1]
+        self._rows += round(total.rows)
         fade = math.exp(-total.rows / self.memory_rows)
         if self.eraser is not None:
             eraser = self.eraser.to(total.moments.gram)
@@ -296,8 +297,8 @@ class Erasure:
             self.eraser = found
 
     def _fit(self, total: CellMoments) -> Eraser | None:
-        if total.rows < self.start_rows:
-            self.obstacle = f"{total.rows:.0f} rows so far, `start_rows={self.start_rows}`"
+        if self._rows < self.start_rows:
+            self.obstacle = f"{self._rows} rows so far, `start_rows={self.start_rows}`"
             return None
         try:
             coding = self._coding(total)
@@ -367,6 +368,7 @@ class Erasure:
             "fresh": [None if f is None else f.state_dict() for f in fresh],
             "left": [m.state_dict() for m in self._left],
             "steps": self._steps,
+            "rows": self._rows,
             "skipped": self.skipped,
             "worked": self._worked,
         }
@@ -380,7 +382,8 @@ class Erasure:
         self._left = [from_state(m) for m in state["left"]]
         first = world()[0] == 0
         self._fresh = [None if f is None or not first else from_state(f) for f in state["fresh"]]
-        self._steps, self.skipped, self._worked = state["steps"], state["skipped"], state["worked"]
+        self._steps, self._rows = state["steps"], state["rows"]
+        self.skipped, self._worked = state["skipped"], state["worked"]
 
 
 def _merged(old: CellMoments | None, new: CellMoments, fade: float) -> CellMoments:
