@@ -74,7 +74,7 @@ class Erasure:
             that the pooled vector is erased exactly.
         start_rows: rows before the first fit.
         memory_rows: how fast the past fades, in rows of all processes: after so many, by a factor of e.
-        every_n_steps: training steps between two fits.
+        every_n_steps: training steps between two fits; more where the layer is wide, or the processes are many.
         ridge: damping of the activation's covariance, in units of its mean eigenvalue; see `leace`.
 
     Attributes:
@@ -92,7 +92,7 @@ class Erasure:
         >>> import torch
         >>> from lightning_interp import Concept, Confounder, Erasure
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-        >>> erasure = Erasure(net, Confounder("grass"), "0", [Concept("moo")], every_n_steps=1)
+        >>> erasure = Erasure(net, Confounder("grass"), "0", [Concept("moo")], start_rows=200)
         >>> batch = {"x": torch.randn(300, 3), "moo": torch.arange(300) % 2, "grass": torch.arange(300) // 2 % 2}
         >>> with erasure.watching(batch):
         ...     torch.nn.functional.cross_entropy(net(batch["x"]), batch["moo"]).backward()
@@ -110,8 +110,8 @@ class Erasure:
         given: Sequence[Variable] = (),
         pooling: str = "mean",
         start_rows: int = 256,
-        memory_rows: int = 4096,
-        every_n_steps: int = 10,
+        memory_rows: int = 256,
+        every_n_steps: int = 1,
         ridge: float = 1e-2,
     ) -> None:
         self.variables = check_variables([confounder, *given])

@@ -55,8 +55,8 @@ class EraseConfounder(Callback):
         given: Sequence[str | Variable] = (),
         pooling: str = "mean",
         start_rows: int = 256,
-        memory_rows: int = 4096,
-        every_n_steps: int = 10,
+        memory_rows: int = 256,
+        every_n_steps: int = 1,
         ridge: float = 1e-2,
         start_epoch: int = 0,
     ) -> None:
