@@ -83,7 +83,7 @@ class Erasure:
         remaining: R² with which a linear probe, cross-fitted under these weights, still reads the confounder from what was
             passed on in the last `memory_rows` rows, the given variables held fixed; each row came after the fit that
             erased it. None before it can be measured.
-        skipped: training batches that nothing was learned from.
+        skipped: batches that nothing could be learned from.
 
     Raises:
         InterpError: an argument is not usable.
@@ -92,7 +92,7 @@ class Erasure:
         >>> import torch
         >>> from lightning_interp import Concept, Confounder, Erasure
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-        >>> erasure = Erasure(net, Confounder("grass"), "0", [Concept("moo")], start_rows=200)
+        >>> erasure = Erasure(net, Confounder("grass"), "0", [Concept("moo")], every_n_steps=1)
         >>> batch = {"x": torch.randn(300, 3), "moo": torch.arange(300) % 2, "grass": torch.arange(300) // 2 % 2}
         >>> with erasure.watching(batch):
         ...     torch.nn.functional.cross_entropy(net(batch["x"]), batch["moo"]).backward()
@@ -110,8 +110,8 @@ class Erasure:
         given: Sequence[Variable] = (),
         pooling: str = "mean",
         start_rows: int = 256,
-        memory_rows: int = 256,
-        every_n_steps: int = 1,
+        memory_rows: int = 1024,
+        every_n_steps: int = 5,
         ridge: float = 1e-2,
     ) -> None:
         self.variables = check_variables([confounder, *given])
@@ -134,7 +134,7 @@ class Erasure:
         self.eraser: Eraser | None = None
         self.weights: str | None = None
         self.remaining: float | None = None
-        self.obstacle = "no training step was watched"
+        self.obstacle = "nothing was learned from"
         self.skipped = 0
         self._reader = Reader(self.variables, Inputs(None), None, None, None)
         self._past: CellMoments | None = None  # the same in all processes
@@ -188,8 +188,19 @@ class Erasure:
     def watching(self, batch: Any) -> Iterator[None]:
         """Erase by the last fit in a training step, and learn from it; at the end, every so many steps, fit anew.
 
-        Of a layer that runs several times the first run with as many rows as labels counts. Where activations are recomputed
-        in the backward pass (checkpointing), that pass belongs inside.
+        Where activations are recomputed in the backward pass (checkpointing), that pass belongs inside.
+        """
+        with self.learning(batch):
+            yield
+        if self._steps % self.every_n_steps == 0:
+            self.refit()
+
+    @contextmanager
+    def learning(self, batch: Any) -> Iterator[None]:
+        """Erase by the last fit, and learn from the batch; when to `refit` is the caller's business.
+
+        Rows that are not trained on tell more of a net that knows its training labels by heart. Of a layer that runs several
+        times the first run with as many rows as labels counts.
         """
         values = self._values(batch)
         with self.applied(batch):
@@ -202,8 +213,6 @@ class Erasure:
         if values is None or not self._take(values, calls):
             self.skipped += 1
         self._steps += 1
-        if self._steps % self.every_n_steps == 0:
-            self.refit()
 
     def _values(self, batch: Any) -> Tensor | None:
         try:  # before the step, which may change the batch

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from lightning_interp.callbacks.monitor import Callback, LightningModule, Trainer
 from lightning_interp.callbacks.variables_by_name import find_variable
 from lightning_interp.erasure import Erasure
-from lightning_interp.errors import InterpError
+from lightning_interp.errors import InterpError, nearest
 from lightning_interp.variables import Variable
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,11 @@ class EraseConfounder(Callback):
         pooling: "mean", "first", "last" or "masked_mean": what of the activation is erased, see `Erasure`.
         start_rows: rows before the first fit.
         memory_rows: how fast the past fades, in rows: after so many, by a factor of e.
-        every_n_steps: training batches between two fits.
+        every_n_steps: training batches between two fits, of data="train".
         ridge: damping of the activation's covariance, in units of its mean eigenvalue.
-        start_epoch: the first epoch (zero-based) in which it acts.
+        start_epoch: the first epoch (zero-based) in which it learns.
+        data: whose rows it is fitted to: "train", anew every so many batches; "val", those of the first validation loader, anew
+            after every validation run. With "val" the validation labels have a part in the model: judge it on others.
 
     Raises:
         InterpError: an argument is not usable; the message names the nearest that is.
@@ -55,16 +57,19 @@ class EraseConfounder(Callback):
         given: Sequence[str | Variable] = (),
         pooling: str = "mean",
         start_rows: int = 256,
-        memory_rows: int = 256,
-        every_n_steps: int = 1,
+        memory_rows: int = 1024,
+        every_n_steps: int = 5,
         ridge: float = 1e-2,
         start_epoch: int = 0,
+        data: Literal["train", "val"] = "train",
     ) -> None:
         if start_epoch < 0:
             raise InterpError(f"`start_epoch` expects 0 or more, got {start_epoch}.")
+        if data not in ("train", "val"):
+            raise InterpError(f"`data={data!r}` is none of 'train' and 'val'.{nearest(data, ['train', 'val'])}")
         self._named = [confounder, *given]
         self._numbers = (start_rows, memory_rows, every_n_steps, ridge)
-        self.layer, self.pooling, self.start_epoch = layer, pooling, start_epoch
+        self.layer, self.pooling, self.start_epoch, self.data = layer, pooling, start_epoch, data
         self.name = confounder if isinstance(confounder, str) else confounder.name
         self.erasure: Erasure | None = None
         self._state: Mapping[str, Any] | None = None
@@ -136,8 +141,10 @@ class EraseConfounder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read the labels; the activation is taken in by the hook."""
         self._abandon()  # of a batch before that was stopped
-        if self.erasure is not None and trainer.current_epoch >= self.start_epoch:
-            self._batch.enter_context(self.erasure.watching(batch))
+        if self.erasure is None:
+            return
+        learns = self.data == "train" and trainer.current_epoch >= self.start_epoch
+        self._batch.enter_context(self.erasure.watching(batch) if learns else self.erasure.applied(batch))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -170,8 +177,20 @@ class EraseConfounder(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Know which tokens count."""
-        self._enter(batch)
+        """Know which tokens count; while fitting to validation rows, learn."""
+        if self.erasure is not None and dataloader_idx == 0 and self._learns_here(trainer):
+            self._batch.enter_context(self.erasure.learning(batch))
+        else:
+            self._enter(batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit anew to the validation rows."""
+        if self.erasure is not None and self._learns_here(trainer):
+            self.erasure.refit()
+
+    def _learns_here(self, trainer: Trainer) -> bool:
+        running = trainer.state.fn == "fit" and not trainer.sanity_checking
+        return self.data == "val" and running and trainer.current_epoch >= self.start_epoch
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -118,12 +118,39 @@ def test_weights_are_those_by_hand(options):
     assert hooks(found) == 0
 
 
+class ByHandOnValidation(ByHand):
+    def training_step(self, batch, batch_idx):
+        with self.own.applied():
+            return Boring.training_step(self, batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        if self.trainer.sanity_checking:
+            return Boring.validation_step(self, batch, batch_idx)
+        with self.own.learning(batch):
+            return Boring.validation_step(self, batch, batch_idx)
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        self.own.refit()
+
+
+def test_fitted_to_validation_rows_the_weights_are_those_by_hand():
+    e = erase(data="val")
+    _, found = fit(e, max_epochs=3, num_sanity_val_steps=2)
+    _, wanted = fit(model=ByHandOnValidation, max_epochs=3, num_sanity_val_steps=2)
+    assert torch.equal(weights(found), weights(wanted))
+    for one, other in zip(e.erasure.eraser, wanted.own.eraser):
+        assert torch.equal(one, other)
+    assert not torch.equal(weights(found), weights(fit(max_epochs=3)[1]))
+    assert hooks(found) == 0
+
+
 def test_nothing_happens_before_the_start():
     e = erase(start_epoch=1)
     _, found = fit(e)
     _, wanted = fit(model=lambda: ByHand(start=1))
     assert torch.equal(weights(found), weights(wanted))
-    with pytest.warns(InterpWarning, match="never erased at layer 'encoder.4': there is no fit, for no training step was"):
+    with pytest.warns(InterpWarning, match="never erased at layer 'encoder.4': there is no fit, for nothing was learned"):
         _, found = fit(erase(start_epoch=2))
     assert torch.equal(weights(found), weights(fit()[1]))
 
@@ -307,6 +334,7 @@ def test_a_wrong_name_names_the_nearest(options, kind, text):
     ("options", "kind", "text"),
     [
         ({"pooling": "callbacks.boring:first_column"}, LayerError, "cannot be written back"),
+        ({"data": "vla"}, InterpError, "`data='vla'` is none of 'train' and 'val'. Did you mean 'val'?"),
         ({"start_epoch": -1}, InterpError, "`start_epoch` expects 0 or more, got -1"),
         ({"given": [Concept("grass")]}, VariableError, "two variables named 'grass'"),
     ],
@@ -325,12 +353,13 @@ def test_names_need_a_monitor():
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
+@pytest.mark.parametrize("rows", ["train", "val"])
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, rows):
     still = BoringData(shuffle=False)
     options = {"model": lambda: Boring(dropout=0.0), "data": still}
 
     def go(epochs, folder=None, **more):
-        e = erase(every_n_steps=5)  # not a part of the epoch's twelve
+        e = erase(every_n_steps=5, data=rows)  # not a part of the epoch's twelve
         saver = [] if folder is None else [ModelCheckpoint(folder, save_last=True)]
         return e, fit(e, *saver, max_epochs=epochs, enable_checkpointing=folder is not None, **options, **more)[1]
 
