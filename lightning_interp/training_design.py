@@ -63,6 +63,17 @@ class TrainingDesign:
         self._sums = torch.stack([n + k, mean + delta * k / (n + k), m2])
 
     @property
+    def discrete(self) -> tuple[bool, ...]:
+        """Which variables make cells; empty before the first batch."""
+        return tuple(self._discrete or ())
+
+    def settle(self, discrete: Sequence[bool]) -> None:
+        """Take over what was found elsewhere, in another process: a variable that is continuous there is so here."""
+        for j, (here, there) in enumerate(zip(self.discrete, discrete)):
+            if here and not there:
+                self._make_continuous(j)
+
+    @property
     def _columns(self) -> list[int]:
         return [j for j, d in enumerate(self._discrete or []) if d]
 

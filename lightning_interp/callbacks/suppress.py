@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
+from lightning_interp.callbacks.variables_by_name import find_variable, monitors_of
 from lightning_interp.certificate import write_certificate
-from lightning_interp.errors import InterpError, VariableError, nearest
+from lightning_interp.errors import InterpError
 from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
@@ -118,14 +119,14 @@ class SuppressConfounder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what was given by name, and stand between the training step and its loss."""
         if self.suppression is None or not self._bound:  # built again: the monitor's places were not known
-            self.suppression = self._build([self._found(v, trainer) for v in self._named], self._filled(trainer))
+            self.suppression = self._build([find_variable(v, trainer) for v in self._named], self._filled(trainer))
             self._bound = True
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
         if self._state is not None:
             self.suppression.load_state_dict(self._state)
             self._state = None
-        self._monitor = next((m for m in _monitors(trainer) if _measures(m, self.name)), None)
+        self._monitor = next((m for m in monitors_of(trainer) if _measures(m, self.name)), None)
         self._seen = None if self._monitor is None else self._monitor.latest
         self._let_go()
         self.suppression.bind(pl_module)
@@ -157,19 +158,9 @@ class SuppressConfounder(Callback):
             self.suppression.release()
         self._loss = None
 
-    def _found(self, wanted: str | Variable, trainer: Trainer) -> Variable:
-        if isinstance(wanted, Variable):
-            return wanted
-        monitors = _monitors(trainer)
-        known = {v.name: v for m in reversed(monitors) for v in m.monitor.variables}
-        if wanted not in known:
-            hint = nearest(wanted, known) if monitors else " There is no ConceptMonitor in this Trainer; give a Variable."
-            raise VariableError(f"`confounder` or `given`: no ConceptMonitor of this Trainer has a variable '{wanted}'.{hint}")
-        return known[wanted]
-
     def _filled(self, trainer: Trainer) -> dict[str, Any]:
         names = {v if isinstance(v, str) else v.name for v in self._named}
-        near = (m.places for m in _monitors(trainer) if names & {v.name for v in m.monitor.variables})
+        near = (m.places for m in monitors_of(trainer) if names & {v.name for v in m.monitor.variables})
         theirs = next(near, {})
         return {name: theirs.get(name) if value is None else value for name, value in self._places.items()}
 
@@ -224,10 +215,6 @@ class SuppressConfounder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
         self._state = state_dict.get("suppression")
-
-
-def _monitors(trainer: Trainer) -> list[ConceptMonitor]:
-    return [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
 
 
 def _measures(monitor: ConceptMonitor, name: str) -> bool:
