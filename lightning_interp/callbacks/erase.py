@@ -22,9 +22,18 @@ class EraseConfounder(Callback):
     *Formula.* h' = h − W⁺PW(h − mean), W the inverse root of the activation's covariance, P the projection on W Σ_hz (LEACE,
     Belrose et al. 2023): the smallest affine edit after which no linear function of the pooled activation tells the
     confounder, under weights that count every cell of the confounder and the given variables alike. It is fitted anew while
-    the model trains; the gradient goes straight through. *When it helps:* labels of the confounder and of what should matter;
-    no weight to choose. *When not:* layers above that are not linear may read the confounder in other ways; at the layer that
-    feeds a linear output none is left. *Cost:* one d × d solve at every fit.
+    the model trains; the gradient goes straight through. *When it helps:* at the layer that feeds a linear output, fitted to
+    rows that are not trained on (`data="val"`) and together with balanced weights of the task's loss
+    (`SuppressConfounder(penalty=BalancedReweighting())`). *When not:* fitted to training rows that the net knows by heart, for
+    they do not show what it does with others; before layers that are not linear, which read the confounder in other ways;
+    without balanced weights, for the gradient writes the confounder anew at every step. *Cost:* one d × d solve at every fit.
+
+    *Measured* (digits on grass, 15 epochs, test digits, seeds 0 and 1). Worst group: plain net 0.22, 0.05; balanced weights
+    alone 0.32, 0.40. Erased at the layer that feeds the head, with balanced weights: the defaults 0.53, 0.34, the true
+    do(grass) still 5.1, 5.7 logits (balanced weights alone: 5.6, 6.6), which is no clear gain; `data="val"` in the last epoch
+    only 0.80, 0.68, do(grass) 0.06, 0.02, accuracy 0.87, 0.84. Without balanced weights: the defaults 0.18, 0.02, no better
+    than nothing; `data="val"` in the last epoch 0.66, 0.70. One block earlier (mean over space): 0.42, 0.45, and with
+    `data="val"` 0.51, 0.29.
 
     **The erasure lives in this callback.** Sanity check, validation, test and prediction of a Trainer that has it use the last
     fit, which is saved in the checkpoint. The weights are not edited: the model alone, without the callback, is not erased.
@@ -87,6 +96,15 @@ class EraseConfounder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand at the layer: before the hooks of a monitor, which is to see what is left."""
         self._attach(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the rows that it is to be fitted to never come."""
+        validates = bool(trainer.enable_validation) and any(n > 0 for n in trainer.num_val_batches)
+        if self.erasure is not None and self.data == "val" and not validates:
+            self.erasure.say(
+                "`data='val'`: this Trainer runs no validation loop, so nothing will be erased. "
+                "Give it validation data, or use data='train'."
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand at the layer, where there was no fit start."""

@@ -210,6 +210,14 @@ def test_a_trainer_without_a_fit_says_so():
     assert hooks(model) == 0
 
 
+def test_no_validation_rows_to_fit_to_is_said_at_the_start():
+    with pytest.warns(InterpWarning) as said:
+        fit(erase(layer="encoder", data="val"), model=Net, limit_val_batches=0)
+    first, last = (str(w.message) for w in said if issubclass(w.category, InterpWarning))
+    assert "`data='val'`: this Trainer runs no validation loop" in first
+    assert "was never erased at layer 'encoder'" in last
+
+
 def test_where_it_lives_is_said_once(caplog):
     e = erase()
     with caplog.at_level(logging.INFO, logger="lightning_interp"):
