@@ -32,6 +32,7 @@ class Method:
         tasks: names of the tasks that it can be used on; empty: all.
         batch_size: samples.
         rounds: times the task's epochs, for large batches.
+        validates: whether the validation part runs after every epoch.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method:
     tasks: tuple[str, ...] = ()
     batch_size: int = BATCH
     rounds: int = 1
+    validates: bool = False
 
 
 def decayed(task: Task, value: float) -> L.LightningModule:
@@ -62,9 +64,26 @@ def contribution(task: Task, value: float) -> list[L.Callback]:
     return [suppress(task, penalties.ContributionPenalty(), weight=value)]
 
 
+def balanced(task: Task) -> L.Callback:
+    """Balanced weights of the task's loss alone."""
+    return suppress(task, penalties.BalancedReweighting())
+
+
 def erased(task: Task, value: float) -> list[L.Callback]:
-    """LEACE in the forward pass, refitted every so many steps."""
-    return [interp.EraseConfounder(task.confounder, layer=task.layer, given=task.given, every_n_steps=int(value))]
+    """LEACE in the forward pass, refitted to training rows every so many steps, and balanced weights."""
+    erase = interp.EraseConfounder(task.confounder, layer=task.layer, given=task.given, every_n_steps=int(value))
+    return [erase, balanced(task)]
+
+
+def erased_late(task: Task, value: float) -> list[L.Callback]:
+    """LEACE in the forward pass, fitted to held-out rows in the last epochs, and balanced weights."""
+    return [late(task, value), balanced(task)]
+
+
+def late(task: Task, epochs: float) -> L.Callback:
+    """Erases in the last epochs, fitted to the validation part."""
+    start = max(0, task.epochs - int(epochs))
+    return interp.EraseConfounder(task.confounder, layer=task.layer, given=task.given, start_epoch=start, data="val")
 
 
 def budgeted(task: Task, value: float) -> list[L.Callback]:
@@ -88,7 +107,7 @@ METHODS = {
             "BalancedReweighting",
             "weight decay",
             DECAYS,
-            lambda task, value: [suppress(task, penalties.BalancedReweighting())],
+            lambda task, value: [balanced(task)],
             decayed,
         ),
         Method(
@@ -119,12 +138,14 @@ METHODS = {
             (0.1, 1.0, 10.0, 100.0),
             lambda task, value: [suppress(task, penalties.GradientPenalty(), weight=value, layer=task.layer)],
         ),
-        Method("EraseConfounder", "refit every", (1, 5, 20, 80), erased),
+        Method("EraseConfounder, training rows", "refit every", (1, 5, 20, 80), erased),
+        Method("EraseConfounder, held-out rows", "last epochs", (1, 2, 4, 8), erased_late, validates=True),
         Method(
-            "ContributionPenalty + EraseConfounder",
-            "λ",
-            (0.3, 1.0, 3.0, 10.0),
-            lambda task, value: contribution(task, value) + erased(task, 5),
+            "budget 0.02 + EraseConfounder, held-out rows",
+            "last epochs",
+            (1, 2, 4, 8),
+            lambda task, value: [late(task, value), *budgeted(task, 0.02)],
+            validates=True,
         ),
         Method(
             "InvariancePenalty",

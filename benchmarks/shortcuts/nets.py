@@ -26,6 +26,10 @@ class Classifier(L.LightningModule):
         """Mean cross-entropy."""
         return F.cross_entropy(self(batch["image"]), batch["label"])
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Run, for whoever watches."""
+        self(batch["image"])
+
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, which without weight decay is Adam; the learning rate falls to zero, or the last steps' noise is measured."""
         optimizer = torch.optim.AdamW(self.parameters(), 1e-3, weight_decay=self.weight_decay)

@@ -49,10 +49,11 @@ def trained(task: Task, method: Method, value: float, batch_size: int, seed: int
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        num_sanity_val_steps=0,
     )
     data = loader(task.fields("train", seed, method.ceiling), batch_size, shuffle=True)
     start = time.process_time()
-    trainer.fit(model, data)
+    trainer.fit(model, data, loader(task.fields("val", seed), 512) if method.validates else None)
     row: dict[str, object] = {"seconds": time.process_time() - start}
     with ExitStack() as stack:
         for erase in callbacks:
