@@ -1,153 +1,137 @@
-"""Does it take the confounder out? Digits on grass, trained with each penalty, measured on the held-out test digits.
+"""Does it take the confounder out? Three tasks with a known shortcut, every method, measured on the test part.
 
-Nothing is selected: every weight that was tried has its row. "do(grass)" is the true effect on the margin, in logits; "share"
-the debiased share of the output's variance; "sd" the standard deviation of the margin over that of the ceiling, the same net
-trained without the correlation: a penalty must not win by shrinking the output.
+Every method has one knob and four values of it, tried on one seed that is not reported. The rule, the same for all methods and
+tasks: the value with the best worst-group accuracy on the validation part is taken; the test part has no say. What is in the
+validation part: `demo` both backgrounds equally (group-balanced, as in Waterbirds); `coloured` images of the two training
+environments only; `decoy` patches redrawn, as the intervention does. Beside it, "oracle": the best test accuracy of the four
+trials, what selection on the test part would have shown. On the first two tasks ContributionPenalty also has a row for every
+weight and some batch sizes.
 
-    python benchmarks/suppression.py              # 5 seeds
-    python benchmarks/suppression.py --seeds 1    # a first look
-    python benchmarks/suppression.py --agreement 0.99
+"do" is the true effect of the confounder, in logits; "share" its debiased share of the output's variance; "sd" the output's
+standard deviation over that of the ceiling, trained without the shortcut: a penalty must not win by shrinking the output.
 
-One JSON line per run in results/suppression.jsonl; what is there already is not run again.
+    python benchmarks/suppression.py                                  # all tasks, 5, 3 and 3 seeds
+    python benchmarks/suppression.py --task demo --agreement 0.99
+    python benchmarks/suppression.py --task coloured --methods plain ceiling --seeds 1
+    python benchmarks/suppression.py --task coloured --full           # 25,000 images per environment, once, the best method
+    python benchmarks/suppression.py --quick                          # does it all run? nothing is kept
+
+MNIST is looked for in $LIGHTNING_INTERP_DATA. One JSON line per run in results/suppression.jsonl; what is there already is not
+run again.
 """
 
 import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import lightning as L
 import torch
-
-import lightning_interp as interp
-from lightning_interp.demo import GrassyDigitsData, GrassyDigitsModel, swap_background
-from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, GroupDRO, InvariancePenalty, Penalty
+from shortcuts.methods import METHODS, SPREAD, Method
+from shortcuts.report import TUNING_SEED, answers, at, chosen, select, table
+from shortcuts.runs import VERSION, key, run
+from shortcuts.tasks import Coloured, Decoy, Demo, Task, mnist_file
 
 RESULTS = Path(__file__).parent / "results" / "suppression.jsonl"
-DIGIT, GRASS = interp.Concept("digit"), interp.Confounder("grass", intervention=swap_background)
-KEYS = {"output": "head", "target": "label", "inputs": "image"}
-EPOCHS = 15
-
-# name: (penalty, weight, balanced task loss, batch size)
-METHODS: dict[str, tuple[Callable[[], Penalty] | None, float, bool, int]] = {
-    "plain": (None, 0.0, False, 128),
-    "BalancedReweighting": (BalancedReweighting, 1.0, False, 128),
-    "GroupDRO": (GroupDRO, 1.0, False, 128),
-    "ContributionPenalty alone, 1": (ContributionPenalty, 1.0, False, 128),
-    "ContributionPenalty, 0.3": (ContributionPenalty, 0.3, True, 128),
-    "ContributionPenalty, 1": (ContributionPenalty, 1.0, True, 128),
-    "ContributionPenalty, 3": (ContributionPenalty, 3.0, True, 128),
-    "ContributionPenalty, 10": (ContributionPenalty, 10.0, True, 128),
-    "ContributionPenalty, 1, batch 256": (ContributionPenalty, 1.0, True, 256),
-    "ContributionPenalty, 1, batch 64": (ContributionPenalty, 1.0, True, 64),
-    "ContributionPenalty, 1, batch 32": (ContributionPenalty, 1.0, True, 32),
-    "InvariancePenalty, 0.1": (InvariancePenalty, 0.1, False, 128),
-    "InvariancePenalty, 1": (InvariancePenalty, 1.0, False, 128),
-    "ceiling (no correlation)": (None, 0.0, False, 128),
-}
+SEEDS = {"demo": 5, "coloured": 3, "decoy": 3}
 
 
-def run(name: str, seed: int, agreement: float) -> dict:
-    """Train once, measure on the test digits."""
-    make, weight, balance, batch_size = METHODS[name]
-    L.seed_everything(seed, verbose=False)
-    model = GrassyDigitsModel()
-    callbacks = []
-    if make is not None:
-        callbacks.append(
-            interp.SuppressConfounder(
-                GRASS, [DIGIT], penalty=make(), weight=weight, balance=balance, start_epoch=0, ramp_epochs=1, **KEYS
-            )
-        )
-    trainer = L.Trainer(
-        max_epochs=EPOCHS,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    start = time.process_time()
-    correlated = 0.5 if name.startswith("ceiling") else agreement
-    trainer.fit(model, datamodule=GrassyDigitsData(agreement=correlated, batch_size=batch_size, seed=seed))
-    seconds = time.process_time() - start
-    row = {"method": name, "seed": seed, "agreement": agreement, "epochs": EPOCHS, "seconds": seconds}
-    for part, loader in (("val", "val_dataloader"), ("test", "test_dataloader")):
-        row |= {f"{part}_{k}": v for k, v in measured(model, getattr(GrassyDigitsData(seed=seed), loader)()).items()}
-    if callbacks:
-        row["skipped"] = callbacks[0].suppression.skipped
-    return row
+class Book:
+    """The rows so far; a run that is among them is not run again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [r for r in map(json.loads, lines) if r.get("version") == VERSION]
+
+    def run(self, task: Task, method: Method, value: float, batch_size: int, seed: int) -> None:
+        """Run and write, if need be."""
+        wanted = key(task, method.name, value, batch_size, seed)
+        if any(wanted.items() <= r.items() for r in self.rows):
+            return
+        start = time.process_time()
+        row = run(task, method, value, batch_size, seed)
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        found = row.get("error") or f"test {row['test_accuracy']:.3f}, worst {row['test_worst'] or 0:.3f}"
+        spent = time.process_time() - start
+        what = f"{task.name} {task.setting:g} {method.name} {value:g} batch {batch_size} seed {seed}"
+        print(f"{what}: {found}, {spent:.0f} s", flush=True)
 
 
-def measured(model: torch.nn.Module, loader: torch.utils.data.DataLoader) -> dict[str, float]:
-    """Accuracy, worst group, do(grass), share, and the margin's standard deviation."""
-    measures = ["contribution", "groups", "intervention"]
-    event = interp.explain(model, loader, [DIGIT, GRASS], measures=measures, cluster="source", **KEYS)
-    groups = event.groups
-    model.eval()
-    with torch.no_grad():
-        logits = torch.cat([model(batch["image"]) for batch in loader])
-    return {
-        "accuracy": sum(a * groups.count[cell] for cell, a in groups.accuracy.items()) / event.n,
-        "worst": groups.worst_accuracy,
-        "do": event.intervention["grass"].value,
-        "share": event.contribution["grass"].debiased,
-        "sd": float((logits[:, 1] - logits[:, 0]).std()),
-    }
+def tuned(book: Book, task: Task, methods: list[Method], seeds: int, trials: int) -> None:
+    """Try the values, then run the one that is taken on every seed."""
+    for method in methods:
+        for value in method.values[:trials]:
+            book.run(task, method, value, method.batch_size, TUNING_SEED)
+        value = chosen(select(book.rows, task.name, task.setting), method)
+        if value is None:
+            continue  # every trial was refused; `answers` says why
+        for seed in range(seeds):
+            book.run(task, method, value, method.batch_size, seed)
+    names = {m.name for m in methods}
+    for seed in range(seeds):
+        for name, value, size in SPREAD:
+            if name in names and task.separable:
+                book.run(task, METHODS[name], value, size, seed)
 
 
-def report(rows: list[dict], agreement: float) -> None:
-    """Mean ± sd over seeds, on the test digits."""
-    rows = [r for r in rows if r["agreement"] == agreement]
-    ceiling = {r["seed"]: r["test_sd"] for r in rows if r["method"].startswith("ceiling")}
-    print(f"agreement {agreement:g}, {EPOCHS} epochs, {len({r['seed'] for r in rows})} seeds, test digits, mean ± sd")
-    print("| method, weight | accuracy | worst group | do(grass) | share of grass | sd |")
-    print("|---|---|---|---|---|---|")
-    for name in METHODS:
-        mine = [r for r in rows if r["method"] == name]
-        if not mine:
+def full(book: Book, names: list[str]) -> None:
+    """The sizes of the IRM paper, once, with the values that were taken at the smaller size."""
+    small, large = Coloured(), Coloured(25_000)
+    mine = select(book.rows, small.name, small.setting)
+    values = {name: chosen(mine, METHODS[name]) for name in METHODS}
+    runs = {n: at(mine, n, v, METHODS[n].batch_size) for n, v in values.items() if not METHODS[n].ceiling}
+    worst = {n: statistics.mean(r["val_worst"] for r in found) for n, found in runs.items() if found}
+    for name in names or sorted(worst, key=worst.get)[-1:]:
+        if values[name] is None:
+            print(f"coloured 25000 {name}: skipped, its knob has not been tuned at the smaller size")
             continue
-        cells = [spread([r[f"test_{k}"] for r in mine], digits) for k, digits in (("accuracy", 3), ("worst", 3), ("do", 2))]
-        cells.append(spread([r["test_share"] for r in mine], 3))
-        cells.append(spread([r["test_sd"] / ceiling[r["seed"]] for r in mine if r["seed"] in ceiling], 2))
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean ± sd."""
-    if not values:
-        return "–"
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"
+        book.run(large, METHODS[name], values[name], METHODS[name].batch_size, 0)
+    for row in select(book.rows, large.name, large.setting):
+        print(json.dumps(row))
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--agreement", type=float, default=0.95)
-    parser.add_argument("--fresh", action="store_true", help="run again what is there already")
+    parser.add_argument("--task", nargs="+", choices=list(SEEDS), default=list(SEEDS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=[], metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--seeds", type=int, help="instead of 5, 3 and 3")
+    parser.add_argument("--agreement", type=float, default=0.95, help="of grass and label in the demo's training part")
+    parser.add_argument("--full", action="store_true", help="coloured MNIST at the paper's size, once")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one epoch, two trials, one seed; nothing is kept")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    RESULTS.parent.mkdir(exist_ok=True)
-    if args.fresh:
-        RESULTS.unlink(missing_ok=True)
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    done = {(r["method"], r["seed"], r["agreement"]) for r in rows}
-    for seed in range(args.seeds):
-        for name in METHODS:
-            if (name, seed, args.agreement) not in done:
-                rows.append(run(name, seed, args.agreement))
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-    report(rows, args.agreement)
+    if args.quick:
+        tasks: list[Task] = [Demo(args.agreement, epochs=1), Coloured(500, 1, 500), Decoy(1_000, 1, 1_000)]
+    else:
+        tasks = [Demo(args.agreement), Coloured(), Decoy()]
+    tasks = [t for t in tasks if t.name in args.task]
+    with tempfile.TemporaryDirectory() as folder:
+        book = Book(Path(folder) / "quick.jsonl" if args.quick else RESULTS)
+        for task in tasks:
+            if not isinstance(task, Demo) and mnist_file() is None:
+                print(f"{task.name}: skipped, LIGHTNING_INTERP_DATA is not set or holds no mnist.npz")
+                continue
+            if args.full:
+                if isinstance(task, Coloured):
+                    full(book, args.methods)
+                continue
+            methods = [METHODS[name] for name in args.methods or METHODS]
+            methods = [m for m in methods if not m.tasks or task.name in m.tasks]
+            tuned(book, task, methods, 1 if args.quick else args.seeds or SEEDS[task.name], 2 if args.quick else 4)
+            seeds = sorted({r["seed"] for r in select(book.rows, task.name, task.setting)} - {TUNING_SEED})
+            print(f"\n{task.name} {task.setting:g}, {task.epochs} epochs, {len(seeds)} seeds, test part, mean ± sd")
+            print(table(book.rows, task.name, float(task.setting)))
+            print(*answers(book.rows, task.name, float(task.setting)), "", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the README's tables from the results files, so that no figure there is typed by hand.
+"""Writes the tables of the README and of docs/measured.md from the results files, so that no figure is typed by hand.
 
 python benchmarks/tables.py
 """
@@ -9,13 +9,32 @@ import json
 import sys
 from pathlib import Path
 
+from shortcuts.methods import METHODS
+from shortcuts.report import at, chosen, select, spread, table
+
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "measured.md"]
+# What a user has, the method, and its row in the table of costs.
+CHOICE = [
+    ("nothing (the plain net)", "plain", None),
+    ("an intervention", "InvariancePenalty", "InvariancePenalty"),
+    ("labels, and held-out labels", "ContributionPenalty, budget", "ContributionPenalty"),
+    ("labels, and held-out labels", "EraseConfounder, held-out rows", None),
+    ("labels", "IndependencePenalty, correlation", "IndependencePenalty, correlation, last layer"),
+    ("labels", "IndependencePenalty, HSIC", "IndependencePenalty, hsic, last layer"),
+    ("labels", "ContributionPenalty", "ContributionPenalty"),
+    ("labels", "GradientPenalty", "GradientPenalty, last layer"),
+    ("labels", "EraseConfounder, training rows", None),
+    ("labels", "GroupDRO", "GroupDRO"),
+    ("labels", "BalancedReweighting", "BalancedReweighting"),
+    ("data without the shortcut (the ceiling)", "ceiling", None),
+]
 
 
 def read(name: str) -> list[dict]:
-    """The rows of a results file."""
-    return [json.loads(line) for line in (HERE / "results" / f"{name}.jsonl").read_text().splitlines()]
+    """The rows of a results file; none where there is no file."""
+    path = HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def coverage() -> str:
@@ -33,28 +52,71 @@ def coverage() -> str:
     lines = [f"| variables | {' | '.join(heads)} |", "|---|---|---|---|"]
     for name, columns in found.items():
         lines.append(f"| {name} | {' | '.join(f'{min(columns[h]):.1f}–{max(columns[h]):.1f}' for h in heads)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if found else ""
+
+
+def suppression() -> dict[str, str]:
+    """The tables of the three tasks, and of the demo at the stronger correlation."""
+    rows = read("suppression")
+    settings = {"": ("demo", 0.95), " 0.99": ("demo", 0.99), " coloured": ("coloured", 5_000), " decoy": ("decoy", 10_000)}
+    return {f"suppression{name}": table(rows, *setting) for name, setting in settings.items()}
+
+
+def choice() -> str:
+    """One line for every method: worst group and share on the demo, accuracy on coloured MNIST, cost of a step."""
+    rows, costs = read("suppression"), read("step_cost")
+    ratio = costs[-1]["ratio"] if costs else {}
+    demo, coloured = select(rows, "demo", 0.95), select(rows, "coloured", 5_000)
+    lines = []
+    for have, name, cost in CHOICE:
+        method = METHODS[name]
+        here, there = (at(part, name, chosen(part, method), method.batch_size) for part in (demo, coloured))
+        if not here:
+            continue
+        cells = [spread([r["test_worst"] for r in here], 2), spread([r["test_share"] for r in here], 3)]
+        cells.append(spread([r["test_accuracy"] for r in there if "test_accuracy" in r], 3))
+        lines.append(f"| {have} | {name} | {' | '.join(cells)} | {f'{ratio[cost][1]:.2f}' if cost in ratio else '–'} |")
+    heads = [
+        "you have",
+        "use",
+        "worst group (digits on grass)",
+        "share of grass",
+        "accuracy (coloured MNIST)",
+        "cost of a step",
+    ]
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]) if lines else ""
 
 
 def printed(module: str, *args: object) -> str:
     """What a benchmark's own report prints of its table."""
+    rows = read(module)
+    if not rows:
+        return ""
     sys.path.insert(0, str(HERE))
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        __import__(module).report(read(module), *args)
+        __import__(module).report(rows, *args)
     return "\n".join(line for line in out.getvalue().splitlines() if line.startswith("|"))
 
 
 def main() -> None:
     """Put each table between its markers."""
-    text = README.read_text()
-    tables = {"coverage": coverage(), "fidelity": printed("fidelity"), "suppression": printed("suppression", 0.95)}
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition(end)
-        text = f"{before}{start}\n{table}\n{end}{after}"
-    README.write_text(text)
+    tables = {"coverage": coverage(), "fidelity": printed("fidelity"), "step cost": printed("step_cost"), **suppression()}
+    tables["choice"] = choice()
+    placed = set()
+    for page in PAGES:
+        text = page.read_text()
+        for name, found in tables.items():
+            start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+            before, opened, rest = text.partition(start)
+            _, closed, after = rest.partition(end)
+            if found and opened and closed:  # else as it is
+                text = f"{before}{start}\n{found}\n{end}{after}"
+                placed.add(name)
+        page.write_text(text)
+    for name, found in tables.items():
+        if name not in placed:
+            print(f"{name}: {'no marker in any page' if found else 'no results'}, left as it is")
 
 
 if __name__ == "__main__":

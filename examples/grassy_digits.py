@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--log-dir", default="runs")
     args = parser.parse_args()
 
-    suppress = interp.SuppressConfounder("grass", given=["digit"], start_epoch=0)
+    suppress = interp.SuppressConfounder("grass", given=["digit"], budget=0.02)
     events = {"plain": train("plain", args), "suppressed": train("suppressed", args, suppress)}
     for name, event in events.items():
         print(f"\n{name}, on the test digits:\n{event}")

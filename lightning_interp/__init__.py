@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lightning_interp import metrics as metrics
     from lightning_interp import penalties as penalties
     from lightning_interp.activations.capture import capture as capture
+    from lightning_interp.callbacks.erase import EraseConfounder as EraseConfounder
     from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
     from lightning_interp.callbacks.suppress import SuppressConfounder as SuppressConfounder
+    from lightning_interp.erasure import Erasure as Erasure
     from lightning_interp.events import Event as Event
     from lightning_interp.events import to_records as to_records
     from lightning_interp.explanation import explain as explain
@@ -30,6 +32,8 @@ _WHERE = {
     "Concept": "variables",
     "ConceptMonitor": "callbacks.monitor",
     "Confounder": "variables",
+    "EraseConfounder": "callbacks.erase",
+    "Erasure": "erasure",
     "Event": "events",
     "explain": "explanation",
     "Monitor": "monitor",

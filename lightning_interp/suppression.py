@@ -28,6 +28,7 @@ from lightning_interp.training_design import TrainingDesign
 from lightning_interp.training_steps import Losses, TrainingSteps
 from lightning_interp.variables import Variable, check_variables
 
+ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next
 
 
@@ -268,7 +269,7 @@ class Suppression:
             self.last = {"penalty_weight": 0.0}
             return zero
         extra = self._reweight(step) if self.balance else None
-        term = self.term(step)
+        term = self._called(step)
         if term is None or not bool(torch.isfinite(term)):
             why = None if term is None else "the penalty is not finite; it is left out of such steps"
             left = self._skip(zero, why)
@@ -302,6 +303,19 @@ class Suppression:
         if found is not None and self.recent is not None:
             self.recent.add(watcher.step.values, found.output, found.task)
         return found
+
+    def _called(self, step: Step) -> Tensor | None:
+        if step.separable or not self.term.needs_contrast:
+            return self.term(step)
+        rows = self.steps.design.rows
+        if rows >= ENOUGH:  # before, the first counter-example may still come
+            name, given = self.confounder.name, ", ".join(f"'{v.name}'" for v in self.variables[1:])
+            self._say(
+                f"no sample in {rows} tells '{name}' from what is given ({given}): one is a function of the other, and "
+                f"`penalty={self._kind}` cannot act. An `intervention` with InvariancePenalty can.",
+                key="inseparable",
+            )
+        return None
 
     def _held_out(self, factor: Factor, outputs: int) -> Tensor | None:
         if self.budget is None or self.measured is None or self.measured.mode == "train":

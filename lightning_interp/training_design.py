@@ -43,6 +43,7 @@ class TrainingDesign:
         self.variables = tuple(variables)
         self._discrete: list[bool] | None = None
         self._counts: dict[tuple[float, ...], int] = {}  # samples of each cell, in the order of their first coming
+        self._separable: tuple[int, bool] | None = None  # as of so many cells
         self._sums = torch.zeros(3, len(self.variables), dtype=torch.float64)  # n, mean, Σ(x − mean)² of each variable
 
     def observe(self, values: Tensor) -> None:
@@ -60,6 +61,17 @@ class TrainingDesign:
         delta = new_mean - mean
         m2 = m2 + ((values.double().cpu() - new_mean) ** 2).sum(0) + delta**2 * n * k / (n + k)
         self._sums = torch.stack([n + k, mean + delta * k / (n + k), m2])
+
+    @property
+    def discrete(self) -> tuple[bool, ...]:
+        """Which variables make cells; empty before the first batch."""
+        return tuple(self._discrete or ())
+
+    def settle(self, discrete: Sequence[bool]) -> None:
+        """Take over what was found elsewhere, in another process: a variable that is continuous there is so here."""
+        for j, (here, there) in enumerate(zip(self.discrete, discrete)):
+            if here and not there:
+                self._make_continuous(j)
 
     @property
     def _columns(self) -> list[int]:
@@ -83,6 +95,11 @@ class TrainingDesign:
     def cells(self) -> int:
         """Cells seen so far."""
         return len(self._counts)
+
+    @property
+    def rows(self) -> int:
+        """Samples seen so far."""
+        return sum(self._counts.values())
 
     @property
     def frequency(self) -> Tensor:
@@ -110,6 +127,23 @@ class TrainingDesign:
                 return None
             out.append(Factor(v.name, "continuous", j, center=mean, scale=math.sqrt(m2 / n)))
         return tuple(out)
+
+    def separable(self, factors: Sequence[Factor]) -> bool:
+        """Whether the cells seen so far tell the first variable from the others: no column of it is a function of theirs.
+
+        Continuous variables are taken to be told apart.
+        """
+        known = [f for f in factors if f.discrete]
+        if not factors[0].discrete:
+            return True
+        if self._separable is None or self._separable[0] != len(self._counts):
+            keys = torch.tensor(list(self._counts), dtype=torch.float64).view(len(self._counts), -1)
+            own, *others = (f.encode(keys[:, i]) for i, f in enumerate(known))
+            rest = torch.cat([torch.ones(len(keys), 1, dtype=torch.float64), *others], 1)
+            both = torch.cat([rest, own], 1)
+            told = int(torch.linalg.matrix_rank(both)) - int(torch.linalg.matrix_rank(rest)) == own.shape[1]
+            self._separable = (len(self._counts), told)
+        return self._separable[1]
 
     def encode(self, values: Tensor, factors: Sequence[Factor]) -> Coded:
         """Code raw values `[n, p]` that have been observed."""

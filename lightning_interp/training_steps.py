@@ -89,6 +89,7 @@ class TrainingSteps:
             None if along is None else lambda direction: along(task, direction),
             held_out(factors[0], explained.output.shape[1]),
             task,
+            self.design.separable(factors),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lightning_interp.penalties import (
     GroupDRO,
     InvariancePenalty,
     Penalty,
+    Sum,
     contribution_penalty,
 )
 from lightning_interp.penalties.contribution import halves, windowed_penalty
@@ -580,3 +581,22 @@ def test_a_label_that_is_missing_from_the_start_is_an_error():
     s = Suppression(nn.Linear(3, 2), Confounder("gras"), [MOO], target="moo")
     with pytest.raises(LabelError, match="Did you mean 'grass'"), s.watching({"grass": torch.zeros(4), "moo": torch.zeros(4)}):
         pass
+
+
+@pytest.mark.parametrize("make", [ContributionPenalty, lambda: Sum([ContributionPenalty()])])
+def test_a_confounder_that_is_a_function_of_what_is_given_is_named_and_left_alone(make):
+    model = net()
+    s = suppression(model, make(), balance=False)
+    batch = {**next(batches(n=600, size=600)), "grass": torch.arange(600) % 2, "moo": 1 - torch.arange(600) % 2}
+    with s.watching(batch):
+        loss = F.cross_entropy(model(batch["x"]), batch["moo"])
+    with pytest.warns(InterpWarning, match=r"no sample in 600 tells 'grass' from what is given \('moo'\)"):
+        assert not s.penalty(loss).requires_grad
+    with s.watching(batch):
+        loss = F.cross_entropy(model(batch["x"]), batch["moo"])
+    assert not s.penalty(loss).requires_grad  # said once
+    assert s.skipped == 2
+    told = {**batch, "grass": torch.arange(600) % 2 ^ (torch.arange(600) % 20 < 2).long()}  # counter-examples in all cells
+    with s.watching(told):
+        loss = F.cross_entropy(model(told["x"]), told["moo"])
+    assert s.penalty(loss).requires_grad

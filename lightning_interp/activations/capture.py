@@ -19,13 +19,13 @@ Read = Callable[[str, Layer, Any], Any]
 class _Hook:
     """A forward hook that hands each output to `read`; a copy of the model does not copy what stands behind it."""
 
-    def __init__(self, name: str, layer: Layer, read: Read) -> None:
-        self.name, self.layer, self.read = name, layer, read
+    def __init__(self, name: str, layer: Layer, read: Read, recomputed: bool) -> None:
+        self.name, self.layer, self.read, self.recomputed = name, layer, read, recomputed
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if module is not self.layer.module:  # a copy of the model, made while hooked
             return None
-        if in_backward():  # activation checkpointing runs the layer again
+        if not self.recomputed and in_backward():  # activation checkpointing runs the layer again
             return None
         return self.read(self.name, self.layer, output)
 
@@ -40,16 +40,17 @@ def in_backward() -> bool:
 
 
 @contextmanager
-def hooked(layers: Mapping[str, Layer], read: Read) -> Iterator[None]:
+def hooked(layers: Mapping[str, Layer], read: Read, recomputed: bool = False) -> Iterator[None]:
     """Call `read(name, layer, output)` after each run of the layers; what it returns, if anything, replaces the output.
 
     Args:
         layers: {name: Layer}.
         read: called in the forward pass.
+        recomputed: also called where activation checkpointing runs a layer again: what changes the output must do so twice.
     """
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.module.register_forward_hook(_Hook(name, layer, read)).remove)
+            stack.callback(layer.module.register_forward_hook(_Hook(name, layer, read, recomputed)).remove)
         yield
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -46,20 +47,27 @@ def output_of(result: Any, key: str | None = None) -> Tensor | None:
     return tensor_of(result, key or ("logits" if isinstance(result, Mapping) and "logits" in result else None))
 
 
-def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
-    """The module's result with one tensor in it exchanged, containers rebuilt as they are."""
+def with_tensor(output: Any, old: Tensor, new: Tensor) -> Any:
+    """What a module returned with one of its tensors replaced wherever it stands; containers keep their type.
+
+    Args:
+        output: what the module returned; left as it is.
+        old: the tensor that `tensor_of` found in it.
+        new: what takes its place.
+    """
     if output is old:
         return new
-    if isinstance(output, tuple):
-        parts = [replaced(part, old, new) for part in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
-    if isinstance(output, list):
-        return [replaced(part, old, new) for part in output]
     if isinstance(output, Mapping):
-        copied = type(output)(output)  # type: ignore[call-arg]
-        for key in output:
-            copied[key] = replaced(output[key], old, new)  # type: ignore[index]
-        return copied
+        items = {key: with_tensor(value, old, new) for key, value in output.items()}
+        if not isinstance(output, MutableMapping):
+            return type(output)(items)  # type: ignore[call-arg]
+        made = copy.copy(output)  # a ModelOutput, or a dict with attributes of its own
+        for key, value in items.items():
+            made[key] = value
+        return made
+    if isinstance(output, (list, tuple)):
+        parts = [with_tensor(part, old, new) for part in output]
+        return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
     return output
 
 

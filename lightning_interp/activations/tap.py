@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.capture import RootCalls, in_backward
-from lightning_interp.activations.pooling import output_of, replaced, tensor_of
+from lightning_interp.activations.pooling import output_of, tensor_of, with_tensor
 from lightning_interp.activations.select import Layer, find_module
 
 Put = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ class Tap:
         self._into.append(found)
         if not torch.is_grad_enabled():
             self.blind += 1
-        return replaced(output, found, found.clone() if self._put is None else self._put(found))
+        return with_tensor(output, found, found.clone() if self._put is None else self._put(found))
 
     def fix(self) -> None:
         """Let the hook stand from now on, closed."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
+from lightning_interp.callbacks.variables_by_name import find_variable, monitors_of
 from lightning_interp.certificate import write_certificate
-from lightning_interp.errors import InterpError, InterpWarning, VariableError, nearest
+from lightning_interp.errors import InterpError, InterpWarning
 from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
@@ -122,7 +123,7 @@ class SuppressConfounder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what was given by name, and stand between the training step and its loss."""
         if self.suppression is None or not self._bound:  # built again: the monitor's places were not known
-            self.suppression = self._build([self._found(v, trainer) for v in self._named], self._filled(trainer))
+            self.suppression = self._build([find_variable(v, trainer) for v in self._named], self._filled(trainer))
             self._bound = True
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
@@ -172,19 +173,9 @@ class SuppressConfounder(Callback):
             self.suppression.release()
         self._loss = None
 
-    def _found(self, wanted: str | Variable, trainer: Trainer) -> Variable:
-        if isinstance(wanted, Variable):
-            return wanted
-        monitors = _monitors(trainer)
-        known = {v.name: v for m in reversed(monitors) for v in m.monitor.variables}
-        if wanted not in known:
-            hint = nearest(wanted, known) if monitors else " There is no ConceptMonitor in this Trainer; give a Variable."
-            raise VariableError(f"`confounder` or `given`: no ConceptMonitor of this Trainer has a variable '{wanted}'.{hint}")
-        return known[wanted]
-
     def _filled(self, trainer: Trainer) -> dict[str, Any]:
         names = {v if isinstance(v, str) else v.name for v in self._named}
-        near = (m.places for m in _monitors(trainer) if names & {v.name for v in m.monitor.variables})
+        near = (m.places for m in monitors_of(trainer) if names & {v.name for v in m.monitor.variables})
         theirs = next(near, {})
         return {name: theirs.get(name) if value is None else value for name, value in self._places.items()}
 
@@ -243,15 +234,11 @@ class SuppressConfounder(Callback):
         self._state = state_dict or None
 
 
-def _monitors(trainer: Trainer) -> list[ConceptMonitor]:
-    return [c for c in trainer.callbacks if isinstance(c, ConceptMonitor)]  # type: ignore[attr-defined]
-
-
 def _measuring(trainer: Trainer, suppression: Suppression) -> ConceptMonitor | None:
     """The monitor whose events speak of the confounder, and of the output that the penalty acts on."""
     name, all_of_them = suppression.confounder.name, {v.name for v in suppression.variables}
     fit = []
-    for m in _monitors(trainer):
+    for m in monitors_of(trainer):
         names, output = {v.name for v in m.monitor.variables}, m.places["output"]
         same = output is None or suppression.output is None or output == suppression.output
         if name in names and same and "contribution" in m.monitor.measures:

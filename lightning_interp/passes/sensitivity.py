@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_interp.activations.capture import hooked
-from lightning_interp.activations.pooling import replaced, tensor_of
+from lightning_interp.activations.pooling import tensor_of, with_tensor
 from lightning_interp.activations.select import Layer, device_of
 from lightning_interp.events import Sensitivity
 from lightning_interp.functional.coding import Factor
@@ -107,7 +107,7 @@ def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, ta
         d = caller.pooling.pool(a.detach(), layer.module, mask).shape[1]
         wide = torch.promote_types(a.dtype, torch.float32)
         steps[name] = torch.zeros(len(a), d, device=a.device, dtype=wide, requires_grad=True)
-        return replaced(output, a, a + caller.pooling.lift(steps[name], a, layer.module, mask))
+        return with_tensor(output, a, a + caller.pooling.lift(steps[name], a, layer.module, mask))
 
     with hooked(layers, nudge):
         raw = caller.run(batch)

@@ -80,6 +80,7 @@ class GradientPenalty(Penalty):
         momentum: of the running estimate of v, 0 to under 1.
     """
 
+    needs_contrast = True
     needs_layer = True
     needs_derivative = True
 

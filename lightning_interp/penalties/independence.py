@@ -96,6 +96,7 @@ class IndependencePenalty(Penalty):
         measure: what is held at zero, "correlation" or "hsic".
     """
 
+    needs_contrast = True
     needs_layer = True
 
     def __init__(self, measure: Literal["correlation", "hsic"] = "correlation") -> None:

@@ -30,6 +30,7 @@ class Step:
         held_out: the confounder's coefficients as last measured on data that is not trained on, `[width, c]`; None unless a
             budget is held.
         task: "binary", "multiclass", "multilabel" or "regression".
+        separable: whether the samples seen so far tell the confounder from the given variables.
     """
 
     output: Tensor
@@ -45,6 +46,7 @@ class Step:
     along: Callable[[Tensor], Tensor] | None = None
     held_out: Tensor | None = None
     task: str = "binary"
+    separable: bool = True
 
 
 class Penalty(ABC):
@@ -54,6 +56,7 @@ class Penalty(ABC):
         capped: whether the term's gradient at the output is held under that of the task.
         replaces_loss: whether the term is a difference of losses that replaces the mean loss; its weight is then 1 by nature.
         needs_intervention: whether the term wants the output with the confounder changed.
+        needs_contrast: whether the term wants samples in which the confounder differs while the given variables do not.
         needs_layer: whether the term wants an activation.
         needs_derivative: whether it wants the output's derivative there.
         needs_target: whether it wants the task's label.
@@ -63,6 +66,7 @@ class Penalty(ABC):
     capped = False
     replaces_loss = False
     needs_intervention = False
+    needs_contrast = False
     needs_layer = False
     needs_derivative = False
     needs_target = False

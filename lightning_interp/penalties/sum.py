@@ -45,6 +45,7 @@ class Sum(Penalty):
         if not all(weight >= 0 for weight in self.weights):
             raise ValueError(f"`weights` expects 0 or more each, got {list(self.weights)}.")
         self.capped = any(member.capped for member in self.penalties)
+        self.needs_contrast = any(member.needs_contrast for member in self.penalties)
         self.needs_intervention = any(member.needs_intervention for member in self.penalties)
         self.needs_layer = any(member.needs_layer for member in self.penalties)
         self.needs_derivative = any(member.needs_derivative for member in self.penalties)

@@ -1,4 +1,4 @@
-"""`ConceptMonitor` on two processes: the numbers of one, the same bits on both, and nobody waits for ever.
+"""`ConceptMonitor` and `EraseConfounder` on two processes: the numbers of one, the same bits on both, nobody waits for ever.
 
 One group of two processes runs all cases (this file as a program); one process, here, runs them again.
 """
@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 
 from callbacks import boring
 from callbacks.boring import ALL, Animals, Call
-from lightning_interp import Concept, Confounder
+from lightning_interp import Concept, Confounder, EraseConfounder
 
 pytestmark = [
     pytest.mark.ddp,
@@ -76,6 +76,12 @@ def source_of(batch):
     return batch["id"] // 2
 
 
+def grass_unreadable_at_35(batch):
+    if 35 in batch["id"]:
+        raise ValueError("no label")
+    return batch["grass"]
+
+
 HURT = (35,)  # rank 1 has the odd ones: its third batch, 33, 35, … 47
 WITHOUT_HURT = [i for i in range(N) if i not in range(33, 49, 2)]
 PLACES = [Concept("moo"), Confounder("grass"), Confounder("place"), Concept("age", label=age_of)]
@@ -94,6 +100,8 @@ CASES = {
     "train by steps": {"monitor": {"data": "train", "every_n_train_steps": 3, "max_samples": 40}, "alone": None},
     "loader": {"monitor": {"data": "probe", "measures": ALL}},
     "loader by steps": {"monitor": {"data": "probe", "every_n_train_steps": 5}, "alone": None},
+    "val, erased": {"monitor": {}, "erased every": 96, "train": partial(Subset, animals(), range(96))},
+    "val, erased, hurt labels": {"monitor": {}, "erased every": 48, "grass": "unreadable at 35", "alone": None},
     "one batch hurt": {"items": partial(animals, HURT), "monitor": {"measures": ALL}, "alone": WITHOUT_HURT},
     "one rank hurt": {"items": one_rank_hurt, "monitor": {"measures": ALL}, "alone": range(51)},
 }
@@ -121,9 +129,22 @@ def run_case(name: str, devices: int) -> dict:
     stop = [] if by_steps or told.get("data") == "train" else [EarlyStopping("contribution/grass", patience=9)]
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=GROUP_LIMIT)) if devices > 1 else "auto"
     seed_everything(0, verbose=False)
-    run = boring.trainer(watcher, *stop, look, devices=devices, strategy=strategy)
-    run.fit(Exact(), boring.loader(animals(), shuffle=True, batch=BATCH), boring.loader(items, batch=BATCH))
-    return {"events": [boring.plain(e) for e in watcher.history], "metrics": metrics}
+    erase = erase_of(case, devices) if "erased every" in case else None
+    run = boring.trainer(watcher, *stop, *([erase] if erase else []), look, devices=devices, strategy=strategy)
+    training = case.get("train", animals)()
+    run.fit(Exact(), boring.loader(training, shuffle=True, batch=BATCH), boring.loader(items, batch=BATCH))
+    found = {"events": [boring.plain(e) for e in watcher.history], "metrics": metrics}
+    if erase:
+        found["eraser"] = erase.erasure.eraser and [part.tolist() for part in erase.erasure.eraser]
+        found["skipped"] = erase.erasure.skipped
+    return found
+
+
+def erase_of(case: dict, devices: int) -> EraseConfounder:
+    """Fits after so many rows of all processes."""
+    options = {"start_rows": 1, "memory_rows": 10**12, "every_n_steps": case["erased every"] // BATCH // devices}
+    label = grass_unreadable_at_35 if case.get("grass") else "grass"
+    return EraseConfounder(Confounder("grass", label=label), "encoder.2", [Concept("moo")], **options)
 
 
 def program(folder: str) -> None:
@@ -202,7 +223,8 @@ def test_both_processes_have_the_same_bits(both, name):
     first, second = both[name]
     assert "error" not in first, first["error"]
     assert len(first["events"]) >= 2
-    assert first == second
+    alike = [{k: v for k, v in found.items() if k != "skipped"} for found in (first, second)]  # each counts its own batches
+    assert alike[0] == alike[1]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -219,6 +241,15 @@ def test_two_processes_find_what_one_finds(both, alone, name):
         for found in (both[name][0], alone(name))
     ]
     assert differences(*ends) == []
+
+
+def test_an_erasure_is_fitted_to_the_rows_of_both(both, alone):
+    name = "val, erased"
+    assert differences(both[name][0]["eraser"], alone(name)["eraser"]) == []
+    assert len(both[name][0]["eraser"][1][0]) == 1
+    hurt = both["val, erased, hurt labels"]
+    assert hurt[0]["eraser"] is not None
+    assert sorted(found["skipped"] for found in hurt) in ([0, 2], [1, 1])  # a batch of one of them in each of two epochs
 
 
 @pytest.mark.parametrize(("name", "skipped"), [("val", 0), ("one batch hurt", 1), ("one rank hurt", 7)])
