@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 
 from callbacks import boring
 from callbacks.boring import ALL, Animals, Call
-from lightning_interp import Concept, Confounder, EraseConfounder
+from lightning_interp import Concept, Confounder, EraseConfounder, SuppressConfounder
 
 pytestmark = [
     pytest.mark.ddp,
@@ -104,7 +104,10 @@ CASES = {
     "val, erased, hurt labels": {"monitor": {}, "erased every": 48, "grass": "unreadable at 35", "alone": None},
     "one batch hurt": {"items": partial(animals, HURT), "monitor": {"measures": ALL}, "alone": WITHOUT_HURT},
     "one rank hurt": {"items": one_rank_hurt, "monitor": {"measures": ALL}, "alone": range(51)},
+    "val, budget": {"monitor": {}, "budget": 0.05},
+    "val, budget on training": {"monitor": {"output": "encoder.3"}, "budget": 0.05, "alone": None},  # an output of its own
 }
+EACH_ITS_OWN = ("penalty/", "penalty_scale/")  # metrics of a process's own batch
 SAMPLES = {  # of each event, where not N: two processes' batches of 8 and, at the end of an epoch, 3, less the one repeat
     "train window": [2 * (8 + 8 + 3) - 1] * 2,
     "train by steps": [2 * 3 * 8, 2 * 3 * 8, 2 * (3 + 8 + 8) - 1, 2 * 3 * 8],
@@ -124,19 +127,28 @@ def run_case(name: str, devices: int) -> dict:
         told["data"] = boring.loader(items, batch=BATCH)
     variables = told.pop("variables", None)
     watcher, metrics = boring.monitor(variables, **{"layers": ["encoder.1", "encoder.3"], **told}), []
-    look = Call(on_train_epoch_end=lambda run, model: metrics.append({k: float(v) for k, v in run.callback_metrics.items()}))
+    look = Call(
+        on_train_epoch_end=lambda run, model: metrics.append(
+            {k: float(v) for k, v in run.callback_metrics.items() if not k.startswith(EACH_ITS_OWN)}
+        )
+    )
     by_steps = "every_n_train_steps" in told
     stop = [] if by_steps or told.get("data") == "train" else [EarlyStopping("contribution/grass", patience=9)]
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=GROUP_LIMIT)) if devices > 1 else "auto"
     seed_everything(0, verbose=False)
     erase = erase_of(case, devices) if "erased every" in case else None
-    run = boring.trainer(watcher, *stop, *([erase] if erase else []), look, devices=devices, strategy=strategy)
+    held = suppress_of(case) if "budget" in case else None
+    run = boring.trainer(watcher, *stop, *(c for c in (erase, held) if c), look, devices=devices, strategy=strategy)
     training = case.get("train", animals)()
     run.fit(Exact(), boring.loader(training, shuffle=True, batch=BATCH), boring.loader(items, batch=BATCH))
     found = {"events": [boring.plain(e) for e in watcher.history], "metrics": metrics}
     if erase:
         found["eraser"] = erase.erasure.eraser and [part.tolist() for part in erase.erasure.eraser]
         found["skipped"] = erase.erasure.skipped
+    if held:
+        found["budget"] = held.suppression.budget.state_dict()
+        found["measured"] = boring.plain(held.suppression.measured)
+        found["change"] = held.certificate["change"]
     return found
 
 
@@ -145,6 +157,12 @@ def erase_of(case: dict, devices: int) -> EraseConfounder:
     options = {"start_rows": 1, "memory_rows": 10**12, "every_n_steps": case["erased every"] // BATCH // devices}
     label = grass_unreadable_at_35 if case.get("grass") else "grass"
     return EraseConfounder(Confounder("grass", label=label), "encoder.2", [Concept("moo")], **options)
+
+
+def suppress_of(case: dict) -> SuppressConfounder:
+    """Acts from the second epoch on."""
+    options = {"output": "head", "target": "moo", "inputs": "x", "start_epoch": 1, "ramp_epochs": 0}
+    return SuppressConfounder(Confounder("grass"), [Concept("moo")], budget=case["budget"], **options)
 
 
 def program(folder: str) -> None:
@@ -250,6 +268,19 @@ def test_an_erasure_is_fitted_to_the_rows_of_both(both, alone):
     hurt = both["val, erased, hurt labels"]
     assert hurt[0]["eraser"] is not None
     assert sorted(found["skipped"] for found in hurt) in ([0, 2], [1, 1])  # a batch of one of them in each of two epochs
+
+
+def test_the_multiplier_is_the_same_on_both(both, alone):
+    for name in ("val, budget", "val, budget on training"):
+        first, second = both[name]
+        assert first["budget"] == second["budget"]
+        assert first["budget"]["multiplier"] != 1
+        assert first["metrics"][1]["penalty_weight/grass"] == 1
+    first = both["val, budget"][0]
+    assert first["measured"] == first["events"][-1]
+    assert both["val, budget on training"][0]["measured"]["n"] == N + 1  # a sampler's repeat is trained on
+    one = alone("val, budget")
+    assert differences([first["budget"], first["change"]], [one["budget"], one["change"]]) == []
 
 
 @pytest.mark.parametrize(("name", "skipped"), [("val", 0), ("one batch hurt", 1), ("one rank hurt", 7)])
