@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
+import lightning_interp
 from callbacks import boring
 from callbacks.boring import ALL, Animals, Call
 from lightning_interp import Concept, Confounder, EraseConfounder, SuppressConfounder
@@ -189,6 +190,7 @@ def both(tmp_path_factory):
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
     tests = str(Path(__file__).parents[1])
+    common["PYTHONPATH"] = str(Path(lightning_interp.__file__).parents[1])  # the one that is tested here
     ranks = []
     for rank in ("0", "1"):
         with (folder / f"log.{rank}").open("w") as log:
