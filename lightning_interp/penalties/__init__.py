@@ -1,5 +1,6 @@
 """Penalties: each a pure function and a class that builds from YAML."""
 
+from lightning_interp.penalties.combination import Sum as Sum
 from lightning_interp.penalties.contribution import ContributionPenalty as ContributionPenalty
 from lightning_interp.penalties.contribution import contribution_penalty as contribution_penalty
 from lightning_interp.penalties.gradient import GradientPenalty as GradientPenalty
@@ -14,4 +15,3 @@ from lightning_interp.penalties.reweighting import BalancedReweighting as Balanc
 from lightning_interp.penalties.reweighting import balanced_loss as balanced_loss
 from lightning_interp.penalties.step import Penalty as Penalty
 from lightning_interp.penalties.step import Step as Step
-from lightning_interp.penalties.sum import Sum as Sum
