@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from lightning_interp.activations.quiet import compiled, eager
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.functional.outputs import explain_output
-from lightning_interp.passes import Derivative, run_again
+from lightning_interp.passes import Derivative, Run, run_again
 from lightning_interp.reading import Reader, token_mask
 
 
@@ -47,11 +47,13 @@ class Taken:
     Attributes:
         raw: the output, on the graph.
         activation: of the layer, on the graph; None without a layer.
+        runs: of the layer, where its derivative will be asked for.
         autocast: the dtype in force where the penalty is asked for, None without autocast.
     """
 
     raw: Tensor
     activation: Tensor | None
+    runs: Sequence[Run]
     autocast: torch.dtype | None
 
     @property
@@ -71,6 +73,7 @@ class StepWatcher:
         pooling: how an activation becomes one vector per sample.
         reader: reads the labels.
         derivative: whether `along` will be asked for.
+        reached: whether the gradient of the loss at the output will be asked for.
 
     Raises:
         LayerError: the output or the layer is no submodule.
@@ -85,9 +88,10 @@ class StepWatcher:
         pooling: Pooling,
         reader: Reader,
         derivative: bool,
+        reached: bool,
     ) -> None:
         self.model, self.inputs, self.pooling, self.reader = model, inputs, pooling, reader
-        self.output = Tap(model, output, "output", output=True)
+        self.output = Tap(model, output, "output", output=True, reached=reached)
         self.layer = None if layer is None else Tap(model, layer, "layer", output=False)
         self.derivative = Derivative(model, inputs, self.output, self.layer, pooling) if self.layer and derivative else None
         self.step = Watched()
@@ -114,7 +118,7 @@ class StepWatcher:
             stack.enter_context(eager(self.model, self._eager))
             stack.enter_context(self.output.open(step.outputs))
             if self.derivative is not None:
-                stack.enter_context(self.derivative.reading(step.activations))
+                stack.enter_context(self.derivative.reading(step.activations, step.outputs))
             elif self.layer is not None:
                 stack.enter_context(self.layer.open(step.activations))
             yield
@@ -140,19 +144,20 @@ class StepWatcher:
         """Output and activation, or why a penalty cannot act; the next call sees only what runs after this one."""
         step = self.step
         outputs, activations = step.outputs.copy(), step.activations.copy()
+        runs = [] if self.derivative is None else self.derivative.take()
         step.outputs.clear()  # the hooks go on filling them: a step may come back
         step.activations.clear()
         step.asked = True
-        if not outputs and self._compiled and not self._eager:
+        if not outputs and not self._eager and compiled(self.model):
             self._eager = True
             return f"the output '{self.output.name}' was compiled before it was hooked: the steps run eagerly from now on"
         if not bool(torch.isfinite(step.values).all()):
             return "a batch whose labels and outputs do not agree has no penalty"
         raw = self._usable(f"the output '{self.output.name}'", self.output, outputs)
         if isinstance(raw, str) or self.layer is None:
-            return raw if isinstance(raw, str) else Taken(raw, None, _autocast(raw))
+            return raw if isinstance(raw, str) else Taken(raw, None, runs, _autocast(raw))
         activation = self._usable(f"the layer '{self.layer.name}'", self.layer, activations)
-        return activation if isinstance(activation, str) else Taken(raw, activation, _autocast(raw))
+        return activation if isinstance(activation, str) else Taken(raw, activation, runs, _autocast(raw))
 
     def _usable(self, what: str, tap: Tap, runs: list[Tensor]) -> Tensor | str:
         if not runs:
@@ -172,7 +177,7 @@ class StepWatcher:
     def intervened(self, taken: Taken, change: Callable[[Any], Any]) -> Tensor:
         """The raw output for the changed batch, on the graph, as the step itself would give it."""
         kind, cast = taken.raw.device.type, taken.autocast
-        with torch.autocast(kind, cast, cast is not None, False):
+        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager):
             return _wide(run_again(self.model, self.inputs, self.output, change(self.step.batch), len(taken.raw)))
 
     def hidden(self, taken: Taken) -> Tensor | None:
@@ -190,7 +195,8 @@ class StepWatcher:
             return explain_output(raw, None, task).output
 
         here = None if taken.autocast else explained(taken.exact)
-        return self.derivative.along(direction, self.step.batch, taken.activation, explained, here)
+        with eager(self.model, self._eager):
+            return self.derivative.along(direction, self.step.batch, taken.runs, taken.activation, explained, here)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class SuppressConfounder(Callback):
         self._monitor = next((m for m in _monitors(trainer) if _measures(m, self.name)), None)
         self._seen = None if self._monitor is None else self._monitor.latest
         self._let_go()
-        self.suppression.bind(pl_module)
+        self.suppression.bind(pl_module, several=not pl_module.automatic_optimization)
         self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
