@@ -148,20 +148,26 @@ class StepWatcher:
         step.outputs.clear()  # the hooks go on filling them: a step may come back
         step.activations.clear()
         step.asked = True
-        if not outputs and not self._eager and compiled(self.model):
+        absent = self._absent(outputs, activations)
+        if absent and not self._eager and compiled(self.model):
             self._eager = True
-            return f"the output '{self.output.name}' was compiled before it was hooked: the steps run eagerly from now on"
+            return f"{absent} was compiled before it was hooked: the steps run eagerly from now on"
         if not bool(torch.isfinite(step.values).all()):
             return "a batch whose labels and outputs do not agree has no penalty"
+        if absent:
+            return f"{absent} did not run in the step: the penalty cannot act"
         raw = self._usable(f"the output '{self.output.name}'", self.output, outputs)
         if isinstance(raw, str) or self.layer is None:
             return raw if isinstance(raw, str) else Taken(raw, None, runs, _autocast(raw))
         activation = self._usable(f"the layer '{self.layer.name}'", self.layer, activations)
         return activation if isinstance(activation, str) else Taken(raw, activation, runs, _autocast(raw))
 
+    def _absent(self, outputs: list[Tensor], activations: list[Tensor]) -> str | None:
+        if not outputs:
+            return f"the output '{self.output.name}'"
+        return None if self.layer is None or activations else f"the layer '{self.layer.name}'"
+
     def _usable(self, what: str, tap: Tap, runs: list[Tensor]) -> Tensor | str:
-        if not runs:
-            return f"{what} did not run in the step: the penalty cannot act"
         found = fitting(runs, len(self.step.values))
         if found is None:
             return "a batch whose labels and outputs do not agree has no penalty"

@@ -267,6 +267,15 @@ def test_under_autocast_it_is_that_of_single_precision(kind):
     assert close(gradients(term, model), gradients(wanted, other), 5e-2)
 
 
+def test_in_pure_bfloat16_it_is_near_that_of_single_precision():
+    def call(model, batch):
+        return model(batch["x"].bfloat16())
+
+    _, plain, _ = taken(Plain())
+    _, kept, _ = taken(Plain().bfloat16(), call, inputs=call)
+    assert close(kept.found, plain.found, 0.1)
+
+
 # --- what the extra pass leaves as it was -----------------------------------------------------------------------------
 
 
