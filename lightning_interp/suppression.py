@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs, Place, load_function
-from lightning_interp.budget import Budget, Reading, reading
+from lightning_interp.budget import Budget, Reading, check_measure, reading
 from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, VariableError
 from lightning_interp.events import Event
@@ -98,6 +98,7 @@ class Suppression:
         self.variables = check_variables([confounder, *given])
         self.confounder = confounder
         self.term = ContributionPenalty() if penalty is None else penalty
+        check_measure(budget_on)  # also where no budget is given: a wrong name is no choice
         self.budget = None if budget is None else Budget(budget, budget_on)
         self.only_above = only_above
         self._fixed = 1.0 if weight is None else weight
