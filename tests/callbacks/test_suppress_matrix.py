@@ -42,9 +42,9 @@ LAYER = "encoder.4"
 class LayerHand(Hand):
     """The penalties on an activation, written as a user would; the model leaves it in `h`, and what is above in `above`."""
 
-    def __init__(self, kind, weight=1.0):
-        super().__init__(kind, weight)
-        self.balance = True
+    def __init__(self, kind, weight=1.0, **options):
+        super().__init__(kind, weight, **options)
+        self.balance = kind != "dro"
         self.xx = self.xh = None
 
     def __call__(self, logits, batch, loss):
@@ -265,15 +265,30 @@ def test_compiled_parts(eagerly, counters, kind, how):
         assert not counters["graph_break"]
 
 
+class Sgd:
+    """Adam makes a whole step of a gradient that is 0 but for rounding, as that of a bias before a batch norm."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class ArrangedSgd(Sgd, Arranged):
+    pass
+
+
+class OpenByHandSgd(Sgd, OpenByHand):
+    pass
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own
 def test_compiled_by_inductor(counters):
     options = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0}
     s = suppress(penalty=IndependencePenalty(), layer=LAYER)
-    _, found = fit(s, model=partial(Arranged, "compile encoder inductor"), **options)
-    _, wanted = fit(model=lambda: OpenByHand(LayerHand("independence"), dropout=0.0, direct=False), **options)
+    _, found = fit(s, model=partial(ArrangedSgd, "compile encoder inductor"), **options)
+    _, wanted = fit(model=lambda: OpenByHandSgd(LayerHand("independence"), dropout=0.0, direct=False), **options)
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
-    assert torch.allclose(weights(found), weights(wanted), rtol=0, atol=1e-3)  # a step is 1e-2; 1e-8 at the gradients
+    assert torch.allclose(weights(found), weights(wanted), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["compile head", "compile encoder, head"])
@@ -305,7 +320,7 @@ def test_a_model_that_ran_compiled_before_goes_on_eagerly(counters, kind):
 
 def test_another_model_that_ran_compiled_before_is_no_model_of_ours(counters):
     # The compiler may take the other's graph, in which there is no hook.
-    _, wanted = fit(model=partial(Arranged, "compile encoder"))
+    fit(model=partial(Arranged, "compile encoder"))
     s = suppress(penalty=IndependencePenalty(), layer=LAYER)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
