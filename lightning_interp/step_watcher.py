@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.quiet import compiled, eager
+from lightning_interp.activations.quiet import compiled, eager, kept_graphs
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.functional.outputs import explain_output
@@ -97,6 +97,9 @@ class StepWatcher:
         self.step = Watched()
         self._compiled = compiled(model)
         self._eager = self._compiled and derivative  # what a compiled graph draws at random cannot be drawn again
+        self._kept = ExitStack()
+        if self._compiled and reached:
+            self._kept.enter_context(kept_graphs())
         if self._compiled:  # a hook that comes after the first run is never called
             for tap in self._taps:
                 tap.fix()
@@ -107,6 +110,7 @@ class StepWatcher:
 
     def release(self) -> None:
         """Let go of the model."""
+        self._kept.close()
         for tap in self._taps:
             tap.release()
 

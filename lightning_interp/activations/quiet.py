@@ -51,6 +51,17 @@ def eager(model: nn.Module, needed: bool | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept_graphs() -> Iterator[None]:
+    """What is compiled while inside can be run backward more than once: its backward pass does not reuse what it has read."""
+    config = getattr(sys.modules.get("torch._functorch.config"), "patch", None)  # private; torch's own error names it
+    if config is None:
+        yield
+        return
+    with config(donated_buffer=False):
+        yield
+
+
 def compiled(model: nn.Module) -> bool:
     """Whether some part of the model is compiled."""
     if "torch._dynamo" not in sys.modules:

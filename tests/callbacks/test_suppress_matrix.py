@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from test_suppression import Hand
@@ -316,6 +317,35 @@ def test_a_model_that_ran_compiled_before_goes_on_eagerly(counters, kind):
     assert all("was compiled before it was hooked: the steps run eagerly from now on" in text for text in said)
     assert s.suppression.skipped <= 3  # the first, and a few that have no term in any run
     assert s.suppression.acted >= 21
+
+
+@pytest.mark.parametrize("kind", ["contribution", "invariance"])
+def test_a_whole_lightning_module(counters, kind):
+    class Whole(Sgd, LightningModule):  # without self.log, which torch cannot compile
+        def __init__(self, hand=None):
+            super().__init__()
+            self.encoder, self.head = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh()), torch.nn.Linear(8, 2)
+            self.hand = hand
+
+        def forward(self, x):
+            return self.head(self.encoder(x))
+
+        def training_step(self, batch, batch_idx):
+            logits = self(batch["x"])
+            loss = F.cross_entropy(logits, batch["moo"])
+            return loss if self.hand is None else loss + self.hand(logits, batch, loss)
+
+    results = []
+    for by_hand in (False, True):
+        seed_everything(0, verbose=False)
+        model = Whole(PENALTIES[kind][1]() if by_hand else None)
+        if by_hand:
+            model.hand.forward = lambda batch, model=model: model(batch["x"])
+        callbacks = [] if by_hand else [suppress(penalty=PENALTIES[kind][0]())]
+        made = model if by_hand else torch.compile(model, backend="aot_eager")
+        boring.trainer(*callbacks).fit(made, boring.BoringData().train_dataloader())
+        results.append(weights(model))
+    assert torch.allclose(*results, rtol=0, atol=1e-6)
 
 
 def test_another_model_that_ran_compiled_before_is_no_model_of_ours(counters):
