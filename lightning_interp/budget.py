@@ -46,6 +46,12 @@ def reading(event: Event, confounder: str, concepts: Sequence[str]) -> Reading:
     return Reading(own.debiased if own else None, ratio, sum(shares) if shares else None)
 
 
+def check_measure(on: str) -> None:
+    """Raise an InterpError unless a budget can be put on that."""
+    if on not in ON:
+        raise InterpError(f"`budget_on={on!r}` is none of {', '.join(ON)}.{nearest(on, ON)}")
+
+
 class Budget:
     """Dual control of a multiplier: over the limit it grows, under it it falls.
 
@@ -69,8 +75,7 @@ class Budget:
     def __init__(self, limit: float, on: Literal["share", "ratio"] = "share") -> None:
         if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not 0 < limit < 1:
             raise InterpError(f"`budget` expects a number between 0 and 1, both excluded, got {limit!r}.")
-        if on not in ON:
-            raise InterpError(f"`budget_on={on!r}` is none of {', '.join(ON)}.{nearest(on, ON)}")
+        check_measure(on)
         self.limit = float(limit)
         self.on = on
         self.frozen = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.quiet import compiled, eager
+from lightning_interp.activations.quiet import compiled, eager, kept_graphs
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.functional.outputs import explain_output
-from lightning_interp.passes import Derivative, run_again
+from lightning_interp.passes import Derivative, Run, run_again
 from lightning_interp.reading import Reader, token_mask
 
 
@@ -47,11 +47,13 @@ class Taken:
     Attributes:
         raw: the output, on the graph.
         activation: of the layer, on the graph; None without a layer.
+        runs: of the layer, where its derivative will be asked for.
         autocast: the dtype in force where the penalty is asked for, None without autocast.
     """
 
     raw: Tensor
     activation: Tensor | None
+    runs: Sequence[Run]
     autocast: torch.dtype | None
 
     @property
@@ -71,6 +73,7 @@ class StepWatcher:
         pooling: how an activation becomes one vector per sample.
         reader: reads the labels.
         derivative: whether `along` will be asked for.
+        reached: whether the gradient of the loss at the output will be asked for.
 
     Raises:
         LayerError: the output or the layer is no submodule.
@@ -85,14 +88,18 @@ class StepWatcher:
         pooling: Pooling,
         reader: Reader,
         derivative: bool,
+        reached: bool,
     ) -> None:
         self.model, self.inputs, self.pooling, self.reader = model, inputs, pooling, reader
-        self.output = Tap(model, output, "output", output=True)
+        self.output = Tap(model, output, "output", output=True, reached=reached)
         self.layer = None if layer is None else Tap(model, layer, "layer", output=False)
         self.derivative = Derivative(model, inputs, self.output, self.layer, pooling) if self.layer and derivative else None
         self.step = Watched()
         self._compiled = compiled(model)
         self._eager = self._compiled and derivative  # what a compiled graph draws at random cannot be drawn again
+        self._kept = ExitStack()
+        if self._compiled and reached:
+            self._kept.enter_context(kept_graphs())
         if self._compiled:  # a hook that comes after the first run is never called
             for tap in self._taps:
                 tap.fix()
@@ -103,6 +110,7 @@ class StepWatcher:
 
     def release(self) -> None:
         """Let go of the model."""
+        self._kept.close()
         for tap in self._taps:
             tap.release()
 
@@ -114,7 +122,7 @@ class StepWatcher:
             stack.enter_context(eager(self.model, self._eager))
             stack.enter_context(self.output.open(step.outputs))
             if self.derivative is not None:
-                stack.enter_context(self.derivative.reading(step.activations))
+                stack.enter_context(self.derivative.reading(step.activations, step.outputs))
             elif self.layer is not None:
                 stack.enter_context(self.layer.open(step.activations))
             yield
@@ -140,23 +148,30 @@ class StepWatcher:
         """Output and activation, or why a penalty cannot act; the next call sees only what runs after this one."""
         step = self.step
         outputs, activations = step.outputs.copy(), step.activations.copy()
+        runs = [] if self.derivative is None else self.derivative.take()
         step.outputs.clear()  # the hooks go on filling them: a step may come back
         step.activations.clear()
         step.asked = True
-        if not outputs and self._compiled and not self._eager:
+        absent = self._absent(outputs, activations)
+        if absent and not self._eager and compiled(self.model):
             self._eager = True
-            return f"the output '{self.output.name}' was compiled before it was hooked: the steps run eagerly from now on"
+            return f"{absent} was compiled before it was hooked: the steps run eagerly from now on"
         if not bool(torch.isfinite(step.values).all()):
             return "a batch whose labels and outputs do not agree has no penalty"
+        if absent:
+            return f"{absent} did not run in the step: the penalty cannot act"
         raw = self._usable(f"the output '{self.output.name}'", self.output, outputs)
         if isinstance(raw, str) or self.layer is None:
-            return raw if isinstance(raw, str) else Taken(raw, None, _autocast(raw))
+            return raw if isinstance(raw, str) else Taken(raw, None, runs, _autocast(raw))
         activation = self._usable(f"the layer '{self.layer.name}'", self.layer, activations)
-        return activation if isinstance(activation, str) else Taken(raw, activation, _autocast(raw))
+        return activation if isinstance(activation, str) else Taken(raw, activation, runs, _autocast(raw))
+
+    def _absent(self, outputs: list[Tensor], activations: list[Tensor]) -> str | None:
+        if not outputs:
+            return f"the output '{self.output.name}'"
+        return None if self.layer is None or activations else f"the layer '{self.layer.name}'"
 
     def _usable(self, what: str, tap: Tap, runs: list[Tensor]) -> Tensor | str:
-        if not runs:
-            return f"{what} did not run in the step: the penalty cannot act"
         found = fitting(runs, len(self.step.values))
         if found is None:
             return "a batch whose labels and outputs do not agree has no penalty"
@@ -172,7 +187,7 @@ class StepWatcher:
     def intervened(self, taken: Taken, change: Callable[[Any], Any]) -> Tensor:
         """The raw output for the changed batch, on the graph, as the step itself would give it."""
         kind, cast = taken.raw.device.type, taken.autocast
-        with torch.autocast(kind, cast, cast is not None, False):
+        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager):
             return _wide(run_again(self.model, self.inputs, self.output, change(self.step.batch), len(taken.raw)))
 
     def hidden(self, taken: Taken) -> Tensor | None:
@@ -190,7 +205,8 @@ class StepWatcher:
             return explain_output(raw, None, task).output
 
         here = None if taken.autocast else explained(taken.exact)
-        return self.derivative.along(direction, self.step.batch, taken.activation, explained, here)
+        with eager(self.model, self._eager):
+            return self.derivative.along(direction, self.step.batch, taken.runs, taken.activation, explained, here)
 
 
 def _wide(x: Tensor) -> Tensor:

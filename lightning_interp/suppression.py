@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs, Place, load_function
-from lightning_interp.budget import Budget, Reading, reading
+from lightning_interp.budget import Budget, Reading, check_measure, reading
 from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, VariableError
 from lightning_interp.events import Event
@@ -100,6 +100,7 @@ class Suppression:
         self.variables = check_variables([confounder, *given])
         self.confounder = confounder
         self.term = ContributionPenalty() if penalty is None else penalty
+        check_measure(budget_on)  # also where no budget is given: a wrong name is no choice
         self.budget = None if budget is None else Budget(budget, budget_on)
         self.only_above = only_above
         self._fixed = 1.0 if weight is None else weight
@@ -181,15 +182,19 @@ class Suppression:
 
     # --- the model ----------------------------------------------------------------------------------------------------
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, several: bool = False) -> None:
         """Name the model, before parts of it that are compiled run for the first time.
+
+        Args:
+            model: the network.
+            several: whether a step may have several losses, so that `depends` will be asked.
 
         Raises:
             LayerError: the output or the layer is no submodule of it.
         """
         self.release()
-        derivative = self.term.needs_derivative
-        self._bound = StepWatcher(model, self.output, self.layer, self.inputs, self.pooling, self._reader, derivative)
+        derivative, reached = self.term.needs_derivative, self.term.capped or several
+        self._bound = StepWatcher(model, self.output, self.layer, self.inputs, self.pooling, self._reader, derivative, reached)
 
     def release(self) -> None:
         """Let go of the model."""
@@ -232,9 +237,10 @@ class Suppression:
 
     def check_used(self) -> None:
         """Say so if the output of the step just watched never met a penalty."""
-        step = self._watcher.step
-        if not step.asked and any(raw.requires_grad for raw in step.outputs):
-            self._say("no loss that depends on the output came through `manual_backward`: the penalty cannot act")
+        if not self._watcher.step.asked:
+            why = self._watcher.take()
+            unmet = "no loss that depends on the output came through `manual_backward`: the penalty cannot act"
+            self._skip(torch.zeros(()), why if isinstance(why, str) else unmet)
         self._watcher.forget()
 
     def penalty(self, loss: Tensor | None = None) -> Tensor:
@@ -292,7 +298,7 @@ class Suppression:
                 watcher.step.target,
                 watcher.hidden(taken),
                 (lambda: watcher.intervened(taken, self.confounder.intervened)) if self.term.needs_intervention else None,
-                (lambda task, direction: watcher.along(taken, task, direction)) if self.term.needs_derivative else None,
+                (lambda task, direction: self._along(taken, task, direction)) if self.term.needs_derivative else None,
                 self._held_out,
             )
         except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
@@ -316,6 +322,15 @@ class Suppression:
                 key="inseparable",
             )
         return None
+
+    def _along(self, taken: Taken, task: str, direction: Tensor) -> Tensor:
+        found = self._watcher.along(taken, task, direction)
+        if not bool(found.detach().any()):
+            self._say(
+                f"the output '{self.output or 'forward'}' does not answer to the layer '{self.layer}': its derivative is 0, "
+                "and the penalty has no effect"
+            )
+        return found
 
     def _held_out(self, factor: Factor, outputs: int) -> Tensor | None:
         if self.budget is None or self.measured is None or self.measured.mode == "train":

@@ -15,7 +15,9 @@ from lightning_interp.errors import InterpError, InterpWarning, LabelError, Laye
 from lightning_interp.penalties import (
     BalancedReweighting,
     ContributionPenalty,
+    GradientPenalty,
     GroupDRO,
+    IndependencePenalty,
     InvariancePenalty,
     Penalty,
     Sum,
@@ -449,6 +451,42 @@ def test_an_output_that_the_second_pass_leaves_out_is_said(penalty):
         s.penalty(loss)
 
 
+@pytest.mark.parametrize(("penalty", "layer"), [(InvariancePenalty, None), (GradientPenalty, "0")])
+def test_a_second_pass_that_cannot_call_the_model_is_said(penalty, layer):
+    model = net()
+    s = suppression(model, penalty(), inputs=None, layer=layer)
+    batch = next(batches())
+    with s.watching(batch):
+        loss = F.cross_entropy(model(batch["x"]), batch["moo"])
+    with pytest.raises(InterpError, match=r"`inputs` expects what the model is called with.*Sequential.*a dict: TypeError"):
+        s.penalty(loss)
+
+
+def test_a_later_call_without_gradients_does_not_hide_the_output():
+    one, other = net(), net()
+    s, hand = suppression(one), Hand()
+    for batch in batches(epochs=1):
+        with s.watching(batch):
+            loss = F.cross_entropy(one(batch["x"]), batch["moo"])
+            with torch.no_grad():
+                one(batch["x"])  # for an accuracy, say
+        logits = other(batch["x"])
+        wanted = F.cross_entropy(logits, batch["moo"])
+        assert torch.equal(loss + s.penalty(loss), wanted + hand(logits, batch, wanted))
+    assert s.skipped == 1
+
+
+def test_an_output_that_is_detached_is_trained_by_the_penalty_alone():
+    model = net()
+    s = suppression(model, ContributionPenalty(window_rows=32), balance=False)
+    batch = next(batches())
+    with s.watching(batch):
+        loss = F.cross_entropy(model(batch["x"]).detach(), batch["moo"])
+    with pytest.warns(InterpWarning, match="the loss does not depend on the output: the penalty is not capped"):
+        s.penalty(loss).backward()
+    assert model[0].weight.grad.any()
+
+
 @pytest.mark.parametrize("penalty", [BalancedReweighting, GroupDRO])
 def test_a_penalty_that_needs_a_target_says_so(penalty):
     model = net()
@@ -501,6 +539,26 @@ def test_text_labels_are_categorical():
         ({"weight": -1.0}, InterpError, "`weight` expects 0 or more, got -1.0"),
         ({"weight": float("nan")}, InterpError, "`weight` expects 0 or more, got nan"),
         ({"cap": 0.0}, InterpError, "`cap` expects over 0, got 0.0"),
+        ({"penalty": IndependencePenalty()}, InterpError, "`penalty=IndependencePenalty` needs a `layer`"),
+        ({"penalty": GradientPenalty()}, InterpError, "`penalty=GradientPenalty` needs a `layer`"),
+        ({"penalty": GradientPenalty(), "layer": "0", "pooling": torch.flatten}, InterpError, "`pooling` expects a name with"),
+        ({"penalty": GradientPenalty(), "layer": "7"}, LayerError, "`layer='7'` is no submodule of Sequential"),
+        (
+            {"layer": "0"},
+            InterpError,
+            "`layer='0'` has no meaning with `penalty=ContributionPenalty`, which acts on the output",
+        ),
+        ({"weight": 1.0, "budget": 0.1}, InterpError, "`weight` and `budget` were both given .1.0 and 0.1.; give one"),
+        ({"weight": 2.0, "penalty": GroupDRO()}, InterpError, "`weight` does not go with `penalty=GroupDRO`"),
+        ({"budget": 0.1, "penalty": GroupDRO()}, InterpError, "`budget` does not go with `penalty=GroupDRO`"),
+        ({"budget": 0.0}, InterpError, "`budget` expects a number between 0 and 1, both excluded, got 0.0"),
+        ({"budget": 1.0}, InterpError, "`budget` expects a number between 0 and 1, both excluded, got 1.0"),
+        ({"budget": float("nan")}, InterpError, "`budget` expects a number between 0 and 1"),
+        ({"budget": 0.1, "budget_on": "ratios"}, InterpError, "`budget_on='ratios'` is none of .*Did you mean 'ratio'"),
+        ({"budget_on": "ratios"}, InterpError, "`budget_on='ratios'` is none of .*Did you mean 'ratio'"),
+        ({"budget": 0.1, "budget_on": "ratio", "given": []}, InterpError, "compares with the concepts: name them in `given`"),
+        ({"only_above": 0.0}, InterpError, "`only_above` expects a share between 0 and 1, got 0.0"),
+        ({"only_above": 1.5}, InterpError, "`only_above` expects a share between 0 and 1, got 1.5"),
         ({"output": "3"}, LayerError, "'3'"),
         (
             {"confounder": MOO, "given": [GRASS], "penalty": InvariancePenalty()},

@@ -51,13 +51,49 @@ def eager(model: nn.Module, needed: bool | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept_graphs() -> Iterator[None]:
+    """What is compiled while inside can be run backward more than once: its backward pass does not reuse what it has read."""
+    config = getattr(sys.modules.get("torch._functorch.config"), "patch", None)  # private; torch's own error names it
+    if config is None:
+        yield
+        return
+    with config(donated_buffer=False):
+        yield
+
+
 def compiled(model: nn.Module) -> bool:
     """Whether some part of the model is compiled."""
     if "torch._dynamo" not in sys.modules:
         return False
     return any(
-        hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()
+        hasattr(m, "_orig_mod")
+        or getattr(m, "_compiled_call_impl", None) is not None
+        or hasattr(m.forward, "_torchdynamo_orig_callable")
+        for m in model.modules()
     ) or hasattr(model, "_compiler_ctx")
+
+
+class Draws:
+    """The random number generators of torch, numpy and Python as they are now.
+
+    Args:
+        device: whose generator is kept beside that of the CPU; None: no other.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device if device is not None and device.type == "cuda" else None
+        self._torch = torch.get_rng_state()
+        self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
+        self._rest = random.getstate(), np.random.get_state()
+
+    def restore(self) -> None:
+        """Put them back."""
+        torch.set_rng_state(self._torch)
+        if self._device is not None and self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+        random.setstate(self._rest[0])
+        np.random.set_state(self._rest[1])
 
 
 @contextmanager

@@ -21,27 +21,30 @@ class Tap:
 
     What it gives is read as it is, on the graph, and the network goes on with a copy: what a later in-place layer does to the
     copy is not done to ours. The hook stands while the tap is open; `fix` makes it stand until `release`, for a compiled model
-    never calls a hook that came after its first run. Nothing in it makes the compiler break its graph.
+    never calls a hook that came after its first run. The compiler need not break its graph for it, unless the gradient of the
+    loss is wanted there: inside one compiled graph no autograd leads from what the network goes on with to what is read.
 
     Args:
         model: the network.
         name: the module, or "module:key" for an entry of its dict; None: the result of the model's own forward.
         argument: the argument that named it, for errors.
         output: whether it is the output that is wanted (of a ModelOutput: its logits) or just the first tensor.
+        reached: whether `torch.autograd.grad(loss, what it gives)` will be asked for.
 
     Attributes:
         layer: the module.
         name: what the user calls it.
-        blind: runs while open with gradients off, as a reentrant activation checkpoint makes them.
+        blind: whether it ran with gradients off since it was opened, as a reentrant activation checkpoint makes it.
 
     Raises:
         LayerError: there is no such module.
     """
 
-    def __init__(self, model: nn.Module, name: str | None, argument: str, output: bool) -> None:
+    def __init__(self, model: nn.Module, name: str | None, argument: str, output: bool, reached: bool = False) -> None:
         self.layer = Layer(model, None, True) if name is None else find_module(model, name, argument)
         self.name = name or "forward"
-        self.blind = 0
+        self.blind = False
+        self._reached = reached
         self._find = output_of if output else tensor_of
         self._root = RootCalls() if name is None else None
         self._into: list[Tensor] | None = None
@@ -58,16 +61,19 @@ class Tap:
         if not torch.compiler.is_compiling() and in_backward():  # activation checkpointing runs the module again
             return None
         found = self._find(output, self.layer.key)
-        if found is None:
-            return None
-        self._into.append(found)
+        return None if found is None else self._read(output, found)
+
+    def _read(self, output: Any, found: Tensor) -> Any:
+        self._into.append(found)  # type: ignore[union-attr]
         if not torch.is_grad_enabled():
-            self.blind += 1
+            self.blind = True
         return with_tensor(output, found, found.clone() if self._put is None else self._put(found))
 
     def fix(self) -> None:
         """Let the hook stand from now on, closed."""
         if not self._standing:
+            if self._reached:  # not as a decorator: that would import the compiler
+                self._read = torch.compiler.disable(self._read)  # type: ignore[method-assign]
             self._hook(self._fixed)
             self._standing = True
 
@@ -85,7 +91,7 @@ class Tap:
             put: gives what the network goes on with in place of that.
         """
         before = self._into, self._put
-        self._into, self._put = into, put
+        self._into, self._put, self.blind = into, put, False
         with ExitStack() as stack:
             if before[0] is None and not self._standing:
                 self._hook(stack)
@@ -105,5 +111,6 @@ class Tap:
 
 
 def fitting(raws: Sequence[Tensor], rows: int) -> Tensor | None:
-    """The last of several runs that has so many rows."""
-    return next((raw for raw in reversed(raws) if raw.ndim and len(raw) == rows), None)
+    """The last of several runs that has so many rows; one with a gradient is preferred."""
+    found = [raw for raw in reversed(raws) if raw.ndim and len(raw) == rows]
+    return next((raw for raw in found if raw.requires_grad), found[0] if found else None)

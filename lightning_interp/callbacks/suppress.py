@@ -136,7 +136,7 @@ class SuppressConfounder(Callback):
         elif latest is not None and latest.step != trainer.global_step:  # of another run
             self._seen = latest
         self._let_go()
-        self.suppression.bind(pl_module)
+        self.suppression.bind(pl_module, several=not pl_module.automatic_optimization)
         self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

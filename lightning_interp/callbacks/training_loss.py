@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -41,14 +43,13 @@ class TrainingLoss:
 
     def __init__(self, module: LightningModule, active: Callable[[], Added | None]) -> None:
         self._module = module
-        self._before: dict[str, Any] = {}
-        self._ours: dict[str, Any] = {}
+        self._active = active
+        self._ours: dict[str, _Standing] = {}
         automatic = module.automatic_optimization
         step = module.training_step
 
-        @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
-            added = active()
+            added = self._added()
             if added is None:
                 return step(*args, **kwargs)
             with added.watching(args[0] if args else kwargs["batch"]):
@@ -58,39 +59,67 @@ class TrainingLoss:
             added.check_used()
             return result
 
-        self._put("training_step", training_step)
+        self._put("training_step", step, training_step)
         if not automatic:
             backward = module.manual_backward
 
-            @functools.wraps(backward)
             def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-                added = active()
+                added = self._added()
                 if added is not None and added.depends(loss):
                     loss = _total(added, loss)
                 backward(loss, *args, **kwargs)
 
-            self._put("manual_backward", manual_backward)
+            self._put("manual_backward", backward, manual_backward)
 
-    def _put(self, name: str, function: Callable[..., Any]) -> None:
-        self._before[name] = vars(self._module).get(name)
-        self._ours[name] = function
-        function.__dict__["__training_loss__"] = self
-        object.__setattr__(self._module, name, function)
+    def _added(self) -> Added | None:
+        return self._active() if self._ours else None  # a wrapper that came after ours may call it when we are gone
+
+    def _put(self, name: str, before: Callable[..., Any], call: Callable[..., Any]) -> None:
+        self._ours[name] = _Standing(self._module, name, before, call)
+        object.__setattr__(self._module, name, self._ours[name])
 
     def remove(self) -> None:
         """Give the training step back."""
-        for name, before in self._before.items():
+        for name, ours in self._ours.items():
             above = vars(self._module).get(name)
-            if above is not self._ours[name]:  # another stands on ours: what was before us is now before it
-                while above is not None and above.__training_loss__._before[name] is not self._ours[name]:
-                    above = above.__training_loss__._before[name]
-                if above is not None:
-                    above.__training_loss__._before[name] = before
-            elif before is None:
+            if above is not ours:  # another stands on ours: what was before us is now before it
+                while isinstance(above, _Standing) and above.before is not ours:
+                    above = above.before
+                if isinstance(above, _Standing):
+                    above.before = ours.before
+            elif ours.before is None:
                 object.__delattr__(self._module, name)
             else:
-                object.__setattr__(self._module, name, before)
-        self._before = {}
+                object.__setattr__(self._module, name, ours.before)
+        self._ours = {}
+
+
+class _Standing:
+    """Stands in a module's `__dict__` for one of its methods; a copy of the module, made meanwhile, has its own method there.
+
+    Args:
+        module: the module.
+        name: the method.
+        wrapped: what it does so far; the name and signature of the method itself are kept, which Lightning inspects.
+        call: what is done instead.
+
+    Attributes:
+        before: what stood in the `__dict__` before, or None.
+    """
+
+    def __init__(self, module: LightningModule, name: str, wrapped: Callable[..., Any], call: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, inspect.unwrap(wrapped), updated=())  # Lightning looks behind one wrapper only
+        self._module, self._name, self._call = module, name, call
+        self.before = vars(module).get(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._module))
+        if copied is None:
+            return self
+        return getattr(type(copied), self._name).__get__(copied) if self.before is None else copy.deepcopy(self.before, memo)
 
 
 def _result(added: Added, result: Any) -> Any:

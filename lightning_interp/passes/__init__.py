@@ -1,6 +1,7 @@
 """Passes of the library's own: the model run again on kept batches, for gradients and for interventions."""
 
 from lightning_interp.passes.again import Derivative as Derivative
+from lightning_interp.passes.again import Run as Run
 from lightning_interp.passes.again import run_again as run_again
 from lightning_interp.passes.intervention import interventions as interventions
 from lightning_interp.passes.replay import Caller as Caller

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_interp.activations.checkpoints import kept
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.quiet import unnoticed
+from lightning_interp.activations.quiet import Draws, unnoticed
+from lightning_interp.activations.select import device_of
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.errors import InterpError
@@ -30,11 +32,19 @@ def run_again(model: nn.Module, inputs: Inputs, output: Tap, batch: Any, rows: i
         rows: samples in it.
 
     Raises:
-        InterpError: the output did not run on so many rows.
+        InterpError: the model cannot be called with that, or the output did not run on so many rows.
     """
     raws: list[Tensor] = []
-    with output.open(raws):
-        inputs.call(model, batch)
+    try:
+        with output.open(raws):
+            inputs.call(model, batch)
+    except InterpError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as problem:
+        raise InterpError(
+            f"`inputs` expects what the model is called with in a pass of its own; {type(model).__name__} could not be called "
+            f"with what was picked from the batch, a {type(batch).__name__}: {type(problem).__name__}: {problem}"
+        ) from problem
     found = fitting(raws, rows)
     if found is None:
         raise InterpError(
@@ -44,12 +54,29 @@ def run_again(model: nn.Module, inputs: Inputs, output: Tap, batch: Any, rows: i
     return found
 
 
+class Run(NamedTuple):
+    """One run of the layer in a training step.
+
+    Attributes:
+        value: what it gave, on the graph.
+        draws: the random numbers that came next.
+        before: how many outputs the step had given before it.
+    """
+
+    value: Tensor
+    draws: Draws
+    before: int
+
+
 class Derivative:
     """The output's derivative along a direction at a layer, differentiable itself.
 
     A finite difference through what stands above the layer: f(h + ε·v) − f(h), with h from the training step on its graph, so
     that the layers below get their gradient through h and no second-order graph is ever built. The pass sees the random
-    numbers that the step itself saw above the layer (dropout), and leaves buffers, metrics and logs as they were.
+    numbers that the step itself saw (dropout), and leaves buffers, metrics and logs as they were. Where it cannot come to the
+    same activation as the step (the step changed its inputs, or drew random numbers of its own before), f(h) is run again in
+    the same way: what goes past the layer must not differ between the two ends. A layer that runs several times for one
+    output is shifted in the last run.
 
     Args:
         model: the network.
@@ -61,22 +88,38 @@ class Derivative:
 
     def __init__(self, model: nn.Module, inputs: Inputs, output: Tap, layer: Tap, pooling: Pooling) -> None:
         self.model, self.inputs, self.output, self.layer, self.pooling = model, inputs, output, layer, pooling
-        self._random: list[Tensor] = []
+        self._start = Draws()
+        self._runs: list[Run] = []
 
     @contextmanager
-    def reading(self, into: list[Tensor]) -> Iterator[None]:
-        """Read the layer in the training step, and remember the random numbers above it."""
-        with self.layer.open(into, self._remember):
+    def reading(self, into: list[Tensor], outputs: list[Tensor]) -> Iterator[None]:
+        """Read the layer in the training step, and remember its random numbers.
+
+        Args:
+            into: gets what the layer gives.
+            outputs: gets what the output gives.
+        """
+
+        def remember(found: Tensor) -> Tensor:
+            self._runs.append(Run(found, Draws(found.device), len(outputs)))
+            return found.clone()
+
+        self._start = Draws(device_of(self.model))
+        self._runs.clear()
+        with self.layer.open(into, remember):
             yield
 
-    def _remember(self, found: Tensor) -> Tensor:
-        self._random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(found.device)] if found.is_cuda else [])]
-        return found.clone()
+    def take(self) -> list[Run]:
+        """The layer's runs so far; the next call gives only those after this one."""
+        found = self._runs.copy()
+        self._runs.clear()
+        return found
 
     def along(
         self,
         direction: Tensor,
         batch: Any,
+        runs: Sequence[Run],
         activation: Tensor,
         outputs: Callable[[Tensor], Tensor],
         output: Tensor | None,
@@ -86,7 +129,8 @@ class Derivative:
         Args:
             direction: one pooled vector per sample, `[n, d]`.
             batch: the batch of the step.
-            activation: what the layer gave in the step.
+            runs: of the layer in the step.
+            activation: what the layer gave in the run that is shifted.
             outputs: turns a raw output into what is explained, `[n, c]`.
             output: what is explained of the step itself; None where it came under autocast: its rounding would drown the
                 difference, so both ends are run again without.
@@ -101,20 +145,27 @@ class Derivative:
         )
         size = length / direction.norm(dim=1).mean().clamp_min(1e-30)
         there = wide + self.pooling.lift(size * direction, wide, module, mask)
+        chosen = next(run for run in runs if run.value is activation)
+        near = [run for run in runs if run.before == chosen.before]  # of the same call of the model
         with torch.autocast(wide.device.type, enabled=False):
-            moved = outputs(self._with(there, batch))
-            here = outputs(self._with(wide, batch)) if output is None else output
-        return (moved - here) / size
+            moved, same = self._with(there, near, chosen, batch)
+            here = output if same and output is not None else outputs(self._with(wide, near, chosen, batch)[0])
+        return (outputs(moved) - here) / size
 
-    def _with(self, value: Tensor, batch: Any) -> Tensor:
+    def _with(self, value: Tensor, runs: Sequence[Run], chosen: Run, batch: Any) -> tuple[Tensor, bool]:
+        """The raw output with a value in place of what the layer gives, and whether it gave the same as in the step."""
+        waiting, same = list(runs), []
+
         def put(found: Tensor) -> Tensor:
-            if found.shape != value.shape:
+            run = waiting.pop(0) if waiting else None
+            if run is None or found.shape != run.value.shape:
+                same.append(False)
                 return found
-            torch.set_rng_state(self._random[0])
-            if found.is_cuda:
-                torch.cuda.set_rng_state(self._random[1], found.device)
-            return value
+            same.append(torch.equal(found, run.value))
+            run.draws.restore()
+            return (value if run is chosen else run.value.to(value.dtype)).clone()
 
         ignored: list[Tensor] = []
-        with unnoticed(self.model), self.layer.open(ignored, put):
-            return run_again(self.model, self.inputs, self.output, batch, len(value))
+        with unnoticed(self.model), kept(), self.layer.open(ignored, put):
+            self._start.restore()
+            return run_again(self.model, self.inputs, self.output, batch, len(value)), all(same) and not waiting

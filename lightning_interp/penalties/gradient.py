@@ -72,9 +72,10 @@ class GradientPenalty(Penalty):
     over the preceding batches. The derivative is a finite difference through what stands above the layer: no graph of second
     order. Every other sample of a cell is moved the other way, for a batch norm would subtract what all samples share. *When it
     helps:* the confounder is written in one direction of a layer that the head reads linearly; no label of the task is used.
-    *When not:* at early layers, where one direction is not all of the confounder. *Cost:* one more forward pass, and a
-    backward pass above the layer. *Source:* Dreyer et al. 2024, Right-Reason ClArC (there: gradients of all samples by a double
-    backward pass, filters of a linear probe for v).
+    *When not:* at early layers, where one direction is not all of the confounder. *Cost:* one more forward pass (two under
+    autocast, and where the pass cannot come to the step's activation: changed inputs, other random numbers), a backward pass
+    above the layer; compiled parts run eagerly, activation checkpoints keep that pass's activations. *Source:* Dreyer et al.
+    2024, Right-Reason ClArC (there: gradients of all samples by a double backward pass, filters of a linear probe for v).
 
     Args:
         momentum: of the running estimate of v, 0 to under 1.

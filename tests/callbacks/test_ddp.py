@@ -1,4 +1,5 @@
-"""`ConceptMonitor` and `EraseConfounder` on two processes: the numbers of one, the same bits on both, nobody waits for ever.
+"""On two processes. `ConceptMonitor` and `EraseConfounder`: the numbers of one, the same bits on both; `SuppressConfounder`:
+the weights of the penalty by hand; nobody waits for ever.
 
 One group of two processes runs all cases (this file as a program); one process, here, runs them again.
 """
@@ -25,7 +26,9 @@ from torch.utils.data import Subset
 import lightning_interp
 from callbacks import boring
 from callbacks.boring import ALL, Animals, Call
+from callbacks.test_suppress_matrix import LayerHand
 from lightning_interp import Concept, Confounder, EraseConfounder, SuppressConfounder
+from lightning_interp.penalties import ContributionPenalty, GradientPenalty, GroupDRO, IndependencePenalty, InvariancePenalty
 
 pytestmark = [
     pytest.mark.ddp,
@@ -166,6 +169,95 @@ def suppress_of(case: dict) -> SuppressConfounder:
     return SuppressConfounder(Confounder("grass"), [Concept("moo")], budget=case["budget"], **options)
 
 
+# --- penalties --------------------------------------------------------------------------------------------------------
+
+
+class Trained(LightningModule):
+    """With the penalty in its step if a `hand` is given; `aux` is a layer that the loss does not depend on.
+
+    Args:
+        hand: the penalty.
+        manual: optimization.
+        missing: the step in which rank 1 has no label of the confounder.
+    """
+
+    def __init__(self, hand=None, manual=False, missing=None):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.head, self.aux = nn.Linear(8, 2), nn.Linear(8, 3)
+        self.hand, self.automatic_optimization, self.missing, self.steps = hand, not manual, missing, 0
+        if hand is not None:
+            hand.forward = lambda batch: self(batch["x"])
+
+    def above(self, h):
+        return self.head(self.encoder[3](h))
+
+    def forward(self, x):
+        h = self.encoder[2](self.encoder[1](self.encoder[0](x)))
+        unused = self.aux(h)
+        if self.hand is None:
+            return self.above(h)
+        self.hand.h, self.hand.above = (unused if self.hand.aux else h), self.above
+        return self.above(h.clone())
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.steps += 1
+        if self.steps == self.missing and self.global_rank == 1:
+            del batch["grass"]
+        return batch
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch["x"])
+        loss = functional.cross_entropy(logits, batch["moo"])
+        if self.hand is not None and "grass" in batch:
+            loss = loss + self.hand(logits, batch, loss)
+        if not self.automatic_optimization:
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+MIDDLE = "encoder.2"
+# Each: the penalty, the same by hand, its layer, and how the run differs from the plain one.
+PENALISED = {
+    "contribution": (ContributionPenalty, partial(LayerHand, "contribution"), None, {}),
+    "invariance": (InvariancePenalty, partial(LayerHand, "invariance"), None, {}),
+    "dro": (partial(GroupDRO, 0.2), partial(LayerHand, "dro", eta=0.2), None, {}),
+    "gradient": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {}),
+    "independence": (IndependencePenalty, partial(LayerHand, "independence"), MIDDLE, {}),
+    "off the loss's path": (IndependencePenalty, partial(LayerHand, "independence"), "aux", {}),
+    "accumulated": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {"accumulate_grad_batches": 2}),
+    "manual": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"manual": True}),
+    "manual at a layer": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {"manual": True}),
+    "labels missing": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"missing": 4}),
+    "labels missing at a layer": (IndependencePenalty, partial(LayerHand, "independence"), "aux", {"missing": 4}),
+}
+
+
+def penalised(name: str, by_hand: bool) -> torch.Tensor:
+    """The weights in the end."""
+    penalty, hand, layer, options = PENALISED[name]
+    options = dict(options)
+    made = {key: options.pop(key) for key in ("manual", "missing") if key in options}
+    confounder = Confounder("grass", intervention=boring.swap_grass)
+    places = {"output": "head", "inputs": "x", "target": "moo", "start_epoch": 0, "ramp_epochs": 0}
+    callbacks = [] if by_hand else [SuppressConfounder(confounder, [Concept("moo")], penalty(), layer=layer, **places)]
+    strategy = DDPStrategy(
+        process_group_backend="gloo", timeout=timedelta(seconds=GROUP_LIMIT), find_unused_parameters=True
+    )  # `aux` is not on the loss's path
+    seed_everything(0, verbose=False)
+    model = Trained(hand() if by_hand else None, **made)
+    if by_hand:
+        model.hand.aux = layer == "aux"
+    run = boring.trainer(*callbacks, devices=2, strategy=strategy, **options)
+    run.fit(model, boring.loader(Animals(N, 3), shuffle=True, batch=BATCH))
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
 def program(folder: str) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
@@ -177,6 +269,12 @@ def program(folder: str) -> None:
         except Exception as problem:
             found = {"error": f"{type(problem).__name__}: {problem}"}
         torch.save(found, Path(folder) / f"{name}.{rank}")
+    for name in PENALISED:
+        try:
+            found = {"penalty": penalised(name, False), "by hand": penalised(name, True)}
+        except Exception as problem:
+            found = {"error": f"{type(problem).__name__}: {problem}"}
+        torch.save(found, Path(folder) / f"penalised {name}.{rank}")
     torch.distributed.destroy_process_group()
     os._exit(0)  # gloo's threads now and then abort a process that ends in the ordinary way, its work long done
 
@@ -208,7 +306,10 @@ def both(tmp_path_factory):
             process.wait()
     logs = [(folder / f"log.{rank}").read_text()[-3000:] for rank in (0, 1)]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(logs)
-    return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in CASES}
+    return {
+        name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)]
+        for name in (*CASES, *(f"penalised {name}" for name in PENALISED))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +398,16 @@ def test_the_passes_of_the_monitors_own_have_results(both):
             assert len(values) == 4
             assert None not in values
             assert event["intervention"]["grass"]["value"] is not None
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_a_penalty_is_that_by_hand(both, name):
+    first, second = both[f"penalised {name}"]
+    assert "error" not in first, first["error"]
+    assert torch.equal(first["penalty"], first["by hand"])
+    assert torch.equal(first["penalty"], second["penalty"])
+    other = "invariance" if name != "invariance" else "dro"
+    assert not torch.equal(first["penalty"], both[f"penalised {other}"][0]["penalty"])
 
 
 if __name__ == "__main__":
