@@ -20,7 +20,9 @@ from lightning_interp.activations.quiet import eager
 from lightning_interp.activations.select import Layer, find_module
 from lightning_interp.batches import Inputs
 from lightning_interp.cell_moments import CellMoments, cell_moments, from_state
+from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
+from lightning_interp.events import Event
 from lightning_interp.functional.coding import code
 from lightning_interp.functional.erasure import Eraser, Second, balanced, balanced_leace, erased, natural, net, partial_leace
 from lightning_interp.functional.moments import Cross, Moments
@@ -362,6 +364,30 @@ class Erasure:
         if text not in self._said:
             self._said.add(text)
             warnings.warn(text, InterpWarning, stacklevel=4)
+
+    def certificate(
+        self, kind: str, settings: Mapping[str, Any], before: Event | None, after: Event | None, notes: Sequence[str]
+    ) -> dict[str, Any]:
+        """What was done and what was measured before and after, see `certificate.certificate`.
+
+        Args:
+            kind: what it is called.
+            settings: further ones, in plain types.
+            before: the last event before the first fit, or None.
+            after: the last event after it, or None.
+            notes: what else the reader must know.
+        """
+        eraser = self.eraser
+        direction = None if eraser is None else {name: part.tolist() for name, part in eraser._asdict().items()}
+        how = {
+            "layer": self.layer, **settings, "pooling": self._pooling.mode, "ridge": self.ridge, "weights": self.weights,
+            "rank": None if eraser is None else eraser.rank, "remaining_r2": self.remaining, "eraser": direction,
+        }  # fmt: skip
+        said = ["the erasure lives in the callback: without it the model is not erased", *notes]
+        if eraser is None:
+            said.insert(0, f"never erased: there is no fit, for {self.obstacle}")
+        concepts = [v.name for v in self.variables[1:] if v.should_matter] or [v.name for v in self.variables[1:]]
+        return certificate(kind, self.confounder.name, concepts, how, before, after, said)
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
+from lightning_interp.callbacks.certificates import certificate_path, keep_certificate
 from lightning_interp.callbacks.monitor import Callback, LightningModule, Trainer
-from lightning_interp.callbacks.variables_by_name import find_variable
+from lightning_interp.callbacks.variables_by_name import find_variable, measuring
 from lightning_interp.erasure import Erasure
 from lightning_interp.errors import InterpError, nearest
 from lightning_interp.variables import Variable
@@ -37,6 +38,9 @@ class EraseConfounder(Callback):
 
     **The erasure lives in this callback.** Sanity check, validation, test and prediction of a Trainer that has it use the last
     fit, which is saved in the checkpoint. The weights are not edited: the model alone, without the callback, is not erased.
+    After `fit` what was done and measured stands in `certificate`, and beside the last checkpoint (or else in the logger's
+    folder) as `….certificate.json`: the direction that was erased, how well a linear probe still reads the confounder from rows
+    that came after the fit, and the events of a ConceptMonitor before and after.
 
     Args:
         confounder: what should not matter: a `Variable`, or the name of one in a `ConceptMonitor` of the same Trainer.
@@ -85,6 +89,8 @@ class EraseConfounder(Callback):
         self._standing = ExitStack()
         self._batch = ExitStack()
         self._told = False
+        self._fitted_at: int | None = None  # optimizer steps done at the first fit
+        self.certificate: dict[str, Any] | None = None
         if all(isinstance(v, Variable) for v in self._named):  # nothing has to wait for a monitor
             self.erasure = self._build(self._named)
 
@@ -119,8 +125,19 @@ class EraseConfounder(Callback):
         self._evaluate(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the layer."""
+        """Leave the layer; after `fit`, write the certificate."""
         self._leave(None)
+        if stage == "fit" and self.erasure is not None:
+            path, notes = certificate_path(trainer)
+            settings = {"start_epoch": self.start_epoch, "data": self.data}
+            monitor = measuring(trainer, self.erasure.variables, None)
+            history = () if monitor is None else monitor.history
+            # An event at the step of the first fit was measured just before it.
+            before = [e for e in history if self._fitted_at is None or e.step <= self._fitted_at]
+            after = history[len(before) :]
+            ends = before[-1] if before else None, after[-1] if after else None
+            self.certificate = self.erasure.certificate(type(self).__name__, settings, *ends, notes)
+            keep_certificate(trainer, path, self.certificate)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the layer: teardown is not called after an exception."""
@@ -169,6 +186,7 @@ class EraseConfounder(Callback):
     ) -> None:
         """Learn from the batch, and at a due step fit anew."""
         self._batch.close()
+        self._note_fit(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget a batch without an end: `on_train_batch_start` may have returned −1."""
@@ -205,6 +223,11 @@ class EraseConfounder(Callback):
         """Fit anew to the validation rows."""
         if self.erasure is not None and self._learns_here(trainer):
             self.erasure.refit()
+            self._note_fit(trainer)
+
+    def _note_fit(self, trainer: Trainer) -> None:
+        if self._fitted_at is None and self.erasure is not None and self.erasure.eraser is not None:
+            self._fitted_at = trainer.global_step
 
     def _learns_here(self, trainer: Trainer) -> bool:
         running = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -253,8 +276,8 @@ class EraseConfounder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
-        return {} if self.erasure is None else {"erasure": self.erasure.state_dict()}
+        return {} if self.erasure is None else {"erasure": self.erasure.state_dict(), "fitted_at": self._fitted_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
-        self._state = state_dict.get("erasure")
+        self._state, self._fitted_at = state_dict.get("erasure"), state_dict.get("fitted_at")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_interp.callbacks.certificates import certificate_path, keep_certificate
 from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
-from lightning_interp.callbacks.variables_by_name import find_variable, monitors_of
-from lightning_interp.certificate import write_certificate
-from lightning_interp.errors import InterpError, InterpWarning
+from lightning_interp.callbacks.variables_by_name import find_variable, measuring, monitors_of
+from lightning_interp.errors import InterpError
 from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
@@ -127,7 +125,7 @@ class SuppressConfounder(Callback):
             self._bound = True
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
-        self._monitor = _measuring(trainer, self.suppression)
+        self._monitor = measuring(trainer, self.suppression.variables, self.suppression.output)
         latest = None if self._monitor is None else self._monitor.latest
         if self._state is not None:
             self.suppression.load_state_dict(self._state["suppression"])
@@ -149,18 +147,10 @@ class SuppressConfounder(Callback):
         self._let_go()
         if stage == "fit" and self.suppression is not None:
             self._observe()
-            path, note = _certificate_path(trainer)
+            path, notes = certificate_path(trainer)
             schedule = {"start_epoch": self.start_epoch, "ramp_epochs": self.ramp_epochs}
-            self.certificate = self.suppression.certificate(type(self).__name__, schedule, [note] if note else [])
-            if path is not None and trainer.is_global_zero:
-                self._write(path)
-
-    def _write(self, path: Path) -> None:
-        try:
-            write_certificate(path, self.certificate or {})
-        except (OSError, ValueError) as problem:  # the training is done: nothing may take it away now
-            text = f"no certificate at {path}: {problem}. It stands in the callback's `certificate`."
-            warnings.warn(text, InterpWarning, stacklevel=2)
+            self.certificate = self.suppression.certificate(type(self).__name__, schedule, notes)
+            keep_certificate(trainer, path, self.certificate)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the training step back: teardown is not called after an exception."""
@@ -232,28 +222,3 @@ class SuppressConfounder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
         self._state = state_dict or None
-
-
-def _measuring(trainer: Trainer, suppression: Suppression) -> ConceptMonitor | None:
-    """The monitor whose events speak of the confounder, and of the output that the penalty acts on."""
-    name, all_of_them = suppression.confounder.name, {v.name for v in suppression.variables}
-    fit = []
-    for m in monitors_of(trainer):
-        names, output = {v.name for v in m.monitor.variables}, m.places["output"]
-        same = output is None or suppression.output is None or output == suppression.output
-        if name in names and same and "contribution" in m.monitor.measures:
-            fit.append((not all_of_them <= names, m))
-    return min(fit, key=lambda pair: pair[0])[1] if fit else None
-
-
-def _certificate_path(trainer: Trainer) -> tuple[Path | None, str | None]:
-    """Beside the last checkpoint, else in the logger's folder; None for a run that writes neither here. And a note."""
-    checkpoint = trainer.checkpoint_callback
-    last, best = (getattr(checkpoint, name, "") for name in ("last_model_path", "best_model_path"))
-    saved = last or best
-    if saved and "://" not in saved:
-        by = None if last else getattr(checkpoint, "monitor", None)
-        note = f"the checkpoint is the best by '{by}', which may be of an earlier step than the last event" if by else None
-        return Path(f"{saved}.certificate.json"), note
-    folder = trainer.log_dir if trainer.loggers and not getattr(trainer, "fast_dev_run", False) else None
-    return None if folder is None or "://" in folder else Path(folder) / "certificate.json", None

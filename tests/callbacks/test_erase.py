@@ -1,9 +1,12 @@
 """`EraseConfounder` in a Trainer: the weights are those of the same erasure written into the model by hand."""
 
+import json
 import logging
+import re
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -474,3 +477,32 @@ def test_from_yaml(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert e.erasure.eraser.rank == 1
+
+
+# --- the certificate --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["monitor first", "monitor last"])
+@pytest.mark.parametrize("data", ["train", "val"])
+def test_the_certificate_holds_what_was_erased_and_measured_before_and_after(tmp_path, data, order):
+    watch, e = monitor(layers=[LAYER]), erase(data=data, start_epoch=2)
+    keep = ModelCheckpoint(tmp_path)
+    fit(*[watch, e][order], keep, max_epochs=4, enable_checkpointing=True)
+    (written,) = json.loads(Path(f"{keep.best_model_path}.certificate.json").read_text())
+    assert written == json.loads(json.dumps(e.certificate))
+    ends = {"train": (1, 3), "val": (2, 3)}[data]  # with "val" the first fit follows the event of its epoch
+    assert (written["before"]["epoch"], written["after"]["epoch"]) == ends
+    settings = written["settings"]
+    assert (settings["layer"], settings["data"], settings["rank"]) == (LAYER, data, 1)
+    assert settings["remaining_r2"] == e.erasure.remaining
+    assert torch.equal(torch.tensor(settings["eraser"]["mean"], dtype=torch.float64), e.erasure.eraser.mean.double())
+    assert written["notes"][0] == "the erasure lives in the callback: without it the model is not erased"
+
+
+def test_the_certificate_of_an_erasure_that_never_came_says_why(tmp_path):
+    e = erase(start_rows=10**6)
+    with pytest.warns(InterpWarning, match="was never erased"):
+        fit(e)
+    assert e.certificate["settings"]["eraser"] is None
+    assert re.match(r"never erased: there is no fit, for \d+ rows so far", e.certificate["notes"][0])
+    assert "nothing was measured: no ConceptMonitor gave an event with the confounder's contribution" in e.certificate["notes"]

@@ -281,6 +281,7 @@ class OpenByHandSgd(Sgd, OpenByHand):
     pass
 
 
+@pytest.mark.slow  # the compiler itself
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own
 def test_compiled_by_inductor(counters):
     options = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0}
