@@ -130,7 +130,7 @@ class Suppression:
         self._said: set[str] = set()
         self.skipped = 0
         self.acted = 0
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float | Tensor] = {}
         self._reference = torch.zeros(())  # under a budget: the largest gradient of the task's loss of late
         self._bound: StepWatcher | None = None
         if model is not None:
@@ -276,15 +276,12 @@ class Suppression:
             return zero
         extra = self._reweight(step) if self.balance else None
         term = self._called(step)
-        if term is None or not bool(torch.isfinite(term)):
-            why = None if term is None else "the penalty is not finite; it is left out of such steps"
-            left = self._skip(zero, why)
+        if term is None or not term.requires_grad or not bool(torch.isfinite(term)):
+            left = self._skip(zero, None if term is None else self._why_not(term))
             return left if extra is None else self.factor * extra
-        if not term.requires_grad:
-            self._say(f"`penalty={self._kind}` carries no gradient: it cannot act")
-            return self._skip(zero, None)
-        scale = self._scale(taken.raw, weight * term, loss, extra, step) if self.term.capped else 1.0
-        self.last = {"penalty": float(term.detach()), "penalty_weight": weight * self.factor, "penalty_scale": float(scale)}
+        scale = self._scale(taken.raw, weight * term, loss, extra, step) if self.term.capped else torch.ones_like(term)
+        # On the device: whoever logs them waits for it, at the steps that are logged.
+        self.last = {"penalty": term.detach(), "penalty_weight": weight * self.factor, "penalty_scale": scale.detach()}
         self.acted += 1
         total = scale * weight * term
         return self.factor * (total if extra is None else total + extra)
@@ -309,6 +306,11 @@ class Suppression:
         if found is not None and self.recent is not None:
             self.recent.add(watcher.step.values, found.output, found.task)
         return found
+
+    def _why_not(self, term: Tensor) -> str:
+        if not term.requires_grad:
+            return f"`penalty={self._kind}` carries no gradient: it cannot act"
+        return "the penalty is not finite; it is left out of such steps"
 
     def _called(self, step: Step) -> Tensor | None:
         if step.separable or not self.term.needs_contrast:

@@ -199,12 +199,12 @@ class SuppressConfounder(Callback):
         if self.suppression is None or not self.suppression.last:
             return
         found = {f"{key}/{self._key}": value for key, value in self.suppression.last.items()}
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in found.items()})
+        trainer.callback_metrics.update({key: torch.as_tensor(value).float() for key, value in found.items()})
         step, every = logger_step(trainer), trainer.log_every_n_steps  # type: ignore[attr-defined]
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches and batch_idx + 1 != trainer.num_training_batches
         if every and (step + 1) % every == 0 and not accumulating:
             for logger in trainer.loggers:
-                logger.log_metrics(found, step=step)
+                logger.log_metrics({key: float(value) for key, value in found.items()}, step=step)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
