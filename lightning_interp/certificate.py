@@ -1,4 +1,4 @@
-"""The certificate of a suppressed run: what was done, and what was measured before and after, for whoever asks later."""
+"""The certificate of a suppressed run or an edit: what was done, and what was measured, for whoever asks later."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def certificate(
     before: Event | None,
     after: Event | None,
     notes: Sequence[str] = (),
+    erasure: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build one.
 
@@ -31,16 +32,17 @@ def certificate(
         before: the last event before it acted; None where none was measured.
         after: the last event of the run.
         notes: what the reader must know.
+        erasure: of an edit: where it acts, its directions, what a linear probe still reads, a random control; see `edit`.
 
     Returns:
         Plain types: `format`, `kind`, `confounder`, `concepts`, `settings`, `measured_on`, `before` and `after` (events, see
         `Event.to_dict`), `change` (of the confounder, of each concept: share and effect; of worst group and mean accuracy),
-        `notes`.
+        `erasure`, `notes`.
     """
     said = list(notes)
     if after is None:
         said.append("nothing was measured: the run had no ConceptMonitor with these variables")
-    elif before is None or before.step == after.step:
+    elif before is None or (before.step == after.step and erasure is None):
         said.append("nothing was measured before it acted")
         before = None
     elif before.probe != after.probe:
@@ -57,7 +59,8 @@ def certificate(
         "measured_on": None if after is None else _where(after),
         "before": None if before is None else before.to_dict(),
         "after": None if after is None else after.to_dict(),
-        "change": None if before is None or after is None else _change(before, after, [confounder, *concepts]),
+        "change": None if before is None or after is None else change(before, after, [confounder, *concepts]),
+        "erasure": None if erasure is None else dict(erasure),
         "notes": said,
     }
 
@@ -66,7 +69,8 @@ def _where(event: Event) -> dict[str, Any]:
     return {"mode": event.mode, "n": event.n, "weights": event.weights, "probe": event.probe}
 
 
-def _change(before: Event, after: Event, names: Sequence[str]) -> dict[str, Any]:
+def change(before: Event, after: Event, names: Sequence[str]) -> dict[str, Any]:
+    """Before and after, as pairs: share and effect of each variable, accuracy of the worst group and mean over groups."""
     out: dict[str, Any] = {}
     for name in names:
         shares = [e.contribution[name].debiased if name in e.contribution else None for e in (before, after)]
