@@ -27,7 +27,7 @@ def is_own(op: Op) -> bool:
 def is_norm(op: Op) -> bool:
     """Whether it is a batch norm that uses its running statistics: an affine map of every unit."""
     m = op.module
-    return op.name == "batch_norm" and isinstance(m, _NORMS) and m.running_mean is not None and not m.training
+    return op.name == "batch_norm" and isinstance(m, _NORMS) and m.running_mean is not None
 
 
 def is_same(op: Op) -> bool:

@@ -193,6 +193,8 @@ def _made_by(
             *_made_by(graph, first, place, axis, carries, constant),
             *_made_by(graph, second, place, axis, carries, constant=False),
         ]
+    if isinstance(op.module, (nn.Linear, *CONVOLUTIONS)):
+        _free(graph, op.module)
     raise FoldError(f"{_words(graph, op)} makes it, and is no affine map with weights of its own")
 
 
@@ -251,6 +253,8 @@ def _read_from(graph: Graph, tensor: Tensor, since: int, axis: int, carries: tup
             raise FoldError(f"{_words(graph, op)} reads it and is not an affine map of it alone")
         on, axis_there, carry = _through(graph, op, axis)
         out += _read_from(graph, on, place + 1, axis_there, (*carries, *carry))
+        if on is tensor:  # Dropout in evaluation gives what it takes: its readers are the ones that follow
+            break
     return out
 
 
