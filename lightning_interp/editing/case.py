@@ -62,6 +62,9 @@ class Case:
         cluster: where the id of a shared source sits.
         sample_id: where the sample's id sits.
         seed: of the split and the random control.
+
+    Attributes:
+        weights: of the events, "balanced" or "natural": those of the fit, once there is one.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Case:
         self.model, self.output, self.target = model, output, target
         self.variables = check_variables([variable, *given])
         self.cluster, self.sample_id, self.seed = cluster, sample_id, seed
+        self.weights = "balanced"
         self.pooling = Pooling(pooling)
         if not self.pooling.liftable:
             raise LayerError(
@@ -136,6 +140,7 @@ class Case:
             inputs=self.inputs.place,
             target=self.target,
             measures=measures,
+            weights=self.weights,
             cluster=self.cluster,
             sample_id=self.sample_id,
             seed=self.seed,

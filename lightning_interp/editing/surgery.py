@@ -191,6 +191,7 @@ def _operate(
     max_collateral: float | None,
 ) -> Edit:
     measures = ["contribution", "groups", *(["intervention"] if any(v.intervention for v in case.variables) else [])]
+    case.weights = fitted.weights
     before = case.event(measures)
     control = random_control(case, site, fitted.eraser, before)
     with erased(site, fitted.eraser):

@@ -82,7 +82,7 @@ def spread(eraser: Eraser, before: int, after: int) -> Eraser:
 
     def everywhere(m: Tensor) -> Tensor:
         left, right = (torch.eye(k, dtype=m.dtype, device=m.device) for k in (before, after))
-        return torch.kron(torch.kron(left, m), right)
+        return torch.kron(torch.kron(left, m.contiguous()), right)
 
     mean = eraser.mean.view(1, -1, 1).expand(before, -1, after).flatten()
     return Eraser(mean, everywhere(eraser.read), everywhere(eraser.write))

@@ -90,7 +90,9 @@ def test_undo_is_bit_for_bit_and_nothing_else_was_touched(kind):
     net.train()
     net.body.eval()
     before, streams = fingerprint(net), random_streams()
-    layer = {"conv, norm": "body.1", "branches": "body.0", "tokens": "body.norm", "residual, norm": "body.3"}.get(kind, "body.0")
+    layer = {"conv, norm": "body.1", "branches": "body.0", "tokens": "body.norm", "residual, norm": "body.3"}.get(
+        kind, "body.0"
+    )
     found = edit(net, layer, GRASS, cut(rows(*KINDS[kind][0])), [MOO], **OPTIONS)
     after = fingerprint(net)
     changed = {name.rpartition(".")[0] for name, value in before.items() if after[name] != value}
@@ -201,6 +203,19 @@ def test_text_labels_several_levels_and_continuous_variables():
     assert found.certificate["settings"]["weights"] == "natural"
     assert found.certificate["erasure"]["guardedness"]["before"] > 0.2
     assert found.certificate["erasure"]["guardedness"]["after"] < 0.1
+
+
+def test_several_directions_are_carried_through_flatten():
+    net, batch = Net("conv, norm").eval(), rows(2, 5, 5, n=360)
+    level = torch.arange(360) // 2 % 3
+    batch["x"][:, 0, :, 0] += 2.0 * (level == 1)[:, None]
+    batch["x"][:, 1, :, 0] += 2.0 * (level == 2)[:, None]
+    copied = copy.deepcopy(net)
+    found = edit(net, "body.2", Confounder("level"), [{**batch, "level": level}], [MOO], **OPTIONS)
+    assert (found.eraser.rank, found.modules) == (2, ("head",))
+    handle = erased_by_hand(copied, "body.2", found.eraser, 1)
+    torch.testing.assert_close(net(batch["x"]), copied(batch["x"]), rtol=1e-5, atol=1e-5)
+    handle.remove()
 
 
 def test_rows_without_a_label_are_left_out():
@@ -411,7 +426,9 @@ def test_what_the_forward_pass_hides_is_found_by_comparing():
     torch.manual_seed(0)
     net = Unseen()
     before = fingerprint(net)
-    with pytest.raises(LayerError, match="the weights of 'first' with the erasure folded in do not give what the hooked erasure"):
+    with pytest.raises(
+        LayerError, match="the weights of 'first' with the erasure folded in do not give what the hooked erasure"
+    ):
         edit(net, "first", GRASS, cut(rows(6)), [MOO], **OPTIONS)
     assert fingerprint(net) == before
 
