@@ -4,15 +4,15 @@ Nets are trained on digits on grass, plain and with `BalancedReweighting`, and t
 validation digits (both backgrounds equally, none of them trained on) and measured on the test digits:
 
     nothing            the net as it is
-    edit, LAYER        LEACE at the layer, folded into the weights; `encoder.conv4.0` is the last convolution, the others go into
-                       the head
+    edit, LAYER        LEACE at the layer, folded into the weights; `encoder.conv4.0` is the last convolution, the others go
+                       into the head
     edit, train rows   the same at `encoder.flatten`, fitted to the rows that the net was trained on
     zero_weight        the coefficient of grass in the head set to zero
     DFR                the head trained anew: Deep Feature Reweighting (Kirichenko et al. 2023), l1 logistic regression on the
                        standardised activation, C by the worst group on half of the rows, then the mean over 20 balanced subsets
 
-"do" is the true effect of grass in logits, "off" the largest difference of test logits to the hooked erasure, "time" CPU time as
-a multiple of a bare forward pass over the rows that were fitted to.
+"do" is the true effect of grass in logits, "off" the largest difference of test logits to the hooked erasure, "time" CPU time
+as a multiple of a bare forward pass over the rows that were fitted to.
 
     python benchmarks/cutting.py               # 5 seeds
     python benchmarks/cutting.py --seeds 2

@@ -24,6 +24,23 @@ def is_own(op: Op) -> bool:
     return named and any(t is m.weight for t in op.inputs)  # type: ignore[union-attr]
 
 
+def is_attention(op: Op) -> bool:
+    """Whether it is torch's attention, which ends in the Linear `out_proj`."""
+    m = op.module
+    return (
+        op.name == "multi_head_attention_forward"
+        and isinstance(m, nn.MultiheadAttention)
+        and any(t is m.out_proj.weight for t in op.inputs)
+    )
+
+
+def swaps_others(op: Op, axis: int) -> bool:
+    """Whether it swaps two axes that the units are not along."""
+    if op.name != "transpose" or len(op.args) != 3:
+        return False
+    return axis not in {d % op.outputs[0].ndim for d in op.args[1:]}
+
+
 def is_norm(op: Op) -> bool:
     """Whether it is a batch norm that uses its running statistics: an affine map of every unit."""
     m = op.module

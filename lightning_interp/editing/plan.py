@@ -16,12 +16,14 @@ from lightning_interp.editing.operations import (
     CONVOLUTIONS,
     TRANSPOSED,
     dropped_axes,
+    is_attention,
     is_average,
     is_norm,
     is_own,
     is_padded,
     is_same,
     is_sum,
+    swaps_others,
 )
 from lightning_interp.errors import LayerError
 from lightning_interp.functional.erasure import Eraser
@@ -172,30 +174,55 @@ def _made_by(
         raise FoldError(f"{_words(graph, others[0])} reads it before it is a layer's output")
     if is_own(op):
         return _written(graph, op, tensor, before, axis, carries, constant)
-    inner = op.inputs[0] if op.inputs else None
-    if inner is not None and is_norm(op):
-        _alone(graph, inner, place)
-        back = (*carries, _back_through(graph, op.module))
-        if not op.module.affine:  # type: ignore[union-attr]  # a batch norm
-            return _made_by(graph, inner, place, axis, back, constant)
-        _free(graph, op.module)
-        below = _made_by(graph, inner, place, axis, back, constant=False)
-        return [*below, *([Fold(op.module, graph.name(op.module), "shifted", carries)] if constant and op.module else [])]
-    if inner is not None and is_same(op):
+    if is_attention(op):
+        return [_projection(graph, op, axis, carries, constant)]
+    if is_norm(op) and axis == 1:
+        return _below_norm(graph, op, place, carries, constant)
+    if is_same(op) or swaps_others(op, axis):
+        inner = op.inputs[0]
         if inner is not tensor:
             _alone(graph, inner, place)
         return _made_by(graph, inner, place, axis, carries, constant)
     if is_sum(op, tensor):
-        for part in op.inputs:
-            _alone(graph, part, place)
-        first, second = op.inputs
-        return [
-            *_made_by(graph, first, place, axis, carries, constant),
-            *_made_by(graph, second, place, axis, carries, constant=False),
-        ]
+        return _below_sum(graph, op, place, axis, carries, constant)
     if isinstance(op.module, (nn.Linear, *CONVOLUTIONS)):
         _free(graph, op.module)
     raise FoldError(f"{_words(graph, op)} makes it, and is no affine map with weights of its own")
+
+
+def _below_sum(graph: Graph, op: Op, place: int, axis: int, carries: tuple[Carry, ...], constant: bool) -> list[Fold]:
+    for part in op.inputs:
+        _alone(graph, part, place)
+    first, second = op.inputs  # the mean is taken up by one of them
+    return [
+        *_made_by(graph, first, place, axis, carries, constant),
+        *_made_by(graph, second, place, axis, carries, constant=False),
+    ]
+
+
+def _below_norm(graph: Graph, op: Op, place: int, carries: tuple[Carry, ...], constant: bool) -> list[Fold]:
+    inner, norm = op.inputs[0], op.module
+    _alone(graph, inner, place)
+    back = (*carries, _back_through(graph, norm))
+    if norm is None or not norm.affine:
+        return _made_by(graph, inner, place, 1, back, constant)
+    _free(graph, norm)
+    below = _made_by(graph, inner, place, 1, back, constant=False)
+    return [*below, Fold(norm, graph.name(norm), "shifted", carries)] if constant else below
+
+
+def _projection(graph: Graph, op: Op, axis: int, carries: tuple[Carry, ...], constant: bool) -> Fold:
+    """The Linear that attention ends in, which does not run as a module of its own."""
+    attention: Any = op.module
+    projection, name = attention.out_proj, graph.name(attention.out_proj)
+    if len(graph.runs_of(attention)) != 1:
+        raise FoldError(f"'{graph.name(attention)}' is used {len(graph.runs_of(attention))} times in a forward pass")
+    _untied(graph, projection)
+    if axis != op.outputs[0].ndim - 1:
+        raise FoldError(f"'{name}' writes units along another axis")
+    if constant and projection.bias is None:
+        raise FoldError(f"'{name}' has no bias to take up the mean")
+    return Fold(projection, name, "written", carries, constant)
 
 
 def _written(
@@ -304,14 +331,19 @@ def _free(graph: Graph, module: nn.Module | None) -> None:
     name = graph.name(module)
     if module is None or len(graph.runs_of(module)) != 1:
         raise FoldError(f"'{name}' is used {0 if module is None else len(graph.runs_of(module))} times in a forward pass")
+    _untied(graph, module)
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+        raise FoldError(f"'{name}' is a convolution in {module.groups} groups, which keeps units of different groups apart")
+
+
+def _untied(graph: Graph, module: nn.Module) -> None:
+    name = graph.name(module)
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         raise FoldError(f"the weight of '{name}' is computed from other parameters")
     mine = {_storage(p) for p in module.parameters(recurse=False)}
     for other in graph.model.modules():
         if other is not module and any(_storage(p) in mine for p in other.parameters(recurse=False)):
             raise FoldError(f"the weights of '{name}' are tied to those of '{graph.name(other)}'")
-    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
-        raise FoldError(f"'{name}' is a convolution in {module.groups} groups, which keeps units of different groups apart")
 
 
 def _storage(p: Tensor) -> int:

@@ -99,20 +99,54 @@ def seq(*modules):
     return nn.Sequential(*modules)
 
 
+def conv2d():
+    body = seq(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Conv2d(4, 5, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+    )  # fmt: skip
+    return body, nn.Linear(5, 3)
+
+
+def circular():
+    wrapped = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+    return seq(nn.Conv2d(2, 4, 3), nn.ReLU(), wrapped, nn.ReLU(), Mean(2, 3)), nn.Linear(4, 3)
+
+
+def normed(bias, affine):
+    body = seq(nn.Conv2d(2, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=affine), nn.ReLU(), nn.Flatten())
+    return body, nn.Linear(36, 3)
+
+
+def conv1d():
+    return seq(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Flatten()), nn.Linear(20, 3)
+
+
+def conv3d():
+    return seq(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()), nn.Linear(4, 3)
+
+
+def transposed():
+    return seq(nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), Mean(2, 3)), nn.Linear(4, 3)
+
+
+def residual(*last):
+    return seq(nn.Linear(6, 8), Block(8), Block(8), *last), nn.Linear(8, 3)
+
+
 # {kind: (shape of an input, () -> (body, head))}
 KINDS = {
     "linear": ((6,), lambda: (seq(nn.Linear(6, 8), nn.ReLU(), nn.Dropout()), nn.Linear(8, 3))),
-    "conv1d": ((2, 9), lambda: (seq(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Flatten()), nn.Linear(20, 3))),
-    "conv2d": ((2, 7, 7), lambda: (seq(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), nn.Linear(5, 3))),
-    "conv3d": ((2, 4, 4, 4), lambda: (seq(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()), nn.Linear(4, 3))),
-    "transposed": ((2, 5, 5), lambda: (seq(nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), Mean(2, 3)), nn.Linear(4, 3))),
-    "circular": ((2, 5, 5), lambda: (seq(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), Mean(2, 3)), nn.Linear(4, 3))),
+    "conv1d": ((2, 9), conv1d),
+    "conv2d": ((2, 7, 7), conv2d),
+    "conv3d": ((2, 4, 4, 4), conv3d),
+    "transposed": ((2, 5, 5), transposed),
+    "circular": ((2, 5, 5), circular),
     "layer norm": ((6,), lambda: (seq(nn.Linear(6, 8), nn.LayerNorm(8)), nn.Linear(8, 3))),
     "batch norm": ((6,), lambda: (seq(nn.Linear(6, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout()), nn.Linear(8, 3))),
-    "conv, norm": ((2, 5, 5), lambda: (seq(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()), nn.Linear(36, 3))),
-    "plain norm": ((2, 5, 5), lambda: (seq(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten()), nn.Linear(36, 3))),
-    "residual": ((6,), lambda: (seq(nn.Linear(6, 8), Block(8), Block(8)), nn.Linear(8, 3))),
-    "residual, norm": ((6,), lambda: (seq(nn.Linear(6, 8), Block(8), Block(8), nn.LayerNorm(8)), nn.Linear(8, 3))),
+    "conv, norm": ((2, 5, 5), lambda: normed(bias=False, affine=True)),
+    "plain norm": ((2, 5, 5), lambda: normed(bias=True, affine=False)),
+    "residual": ((6,), residual),
+    "residual, norm": ((6,), lambda: residual(nn.LayerNorm(8))),
     "branches": ((2, 6, 6), lambda: (seq(Two(2, 4), nn.ReLU(), nn.Flatten()), nn.Linear(64, 3))),
     "tokens": ((6, 5), lambda: (Tokens(), nn.Linear(8, 3))),
-}  # fmt: skip
+}
