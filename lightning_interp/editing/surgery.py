@@ -48,7 +48,9 @@ def edit(
     the result is compared with the hooked erasure on a batch.
 
     Over space and over tokens every position is projected. The pooled vector is then erased as well, for pooling is linear and
-    its weights sum to one; `EraseConfounder` adds one step at every position instead, which no convolution can take in.
+    its weights sum to one; `EraseConfounder` adds one step at every position instead, which no convolution can take in. What
+    reads single positions may still find the variable in them: on the demo, do(grass) fell from 8.5 to 5.0 logits by an edit of
+    the last feature map, and to 0.3 by one of the flattened vector.
 
     **Fit on rows that the model was not trained on.** A net that knows its training labels by heart hides the confounder there:
     on the demo, at the layer that feeds the head, the worst group after fitting to training rows was .49 and .18, to validation
