@@ -101,7 +101,13 @@ def printed(module: str, *args: object) -> str:
 
 def main() -> None:
     """Put each table between its markers."""
-    tables = {"coverage": coverage(), "fidelity": printed("fidelity"), "step cost": printed("step_cost"), **suppression()}
+    tables = {
+        "coverage": coverage(),
+        "fidelity": printed("fidelity"),
+        "step cost": printed("step_cost"),
+        "cutting": printed("cutting"),
+        **suppression(),
+    }
     tables["choice"] = choice()
     placed = set()
     for page in PAGES:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lightning_interp.callbacks.erase import EraseConfounder as EraseConfounder
     from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
     from lightning_interp.callbacks.suppress import SuppressConfounder as SuppressConfounder
+    from lightning_interp.editing.result import Edit as Edit
+    from lightning_interp.editing.surgery import edit as edit
+    from lightning_interp.editing.surgery import zero_weight as zero_weight
     from lightning_interp.erasure import Erasure as Erasure
     from lightning_interp.events import Event as Event
     from lightning_interp.events import to_records as to_records
@@ -32,6 +35,8 @@ _WHERE = {
     "Concept": "variables",
     "ConceptMonitor": "callbacks.monitor",
     "Confounder": "variables",
+    "Edit": "editing.result",
+    "edit": "editing.surgery",
     "EraseConfounder": "callbacks.erase",
     "Erasure": "erasure",
     "Event": "events",
@@ -41,6 +46,7 @@ _WHERE = {
     "Suppression": "suppression",
     "to_records": "events",
     "Variable": "variables",
+    "zero_weight": "editing.surgery",
 }
 _MODULES = ("callbacks", "functional", "metrics", "penalties")
 

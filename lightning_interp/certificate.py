@@ -1,4 +1,4 @@
-"""The certificate of a suppressed run: what was done, and what was measured before and after, for whoever asks later."""
+"""The certificate of a suppressed run or an edit: what was done, and what was measured, for whoever asks later."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def certificate(
     before: Event | None,
     after: Event | None,
     notes: Sequence[str] = (),
+    erasure: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build one.
 
@@ -33,12 +34,13 @@ def certificate(
         before: the last event before it acted; None where none was measured.
         after: the last event after that; None where none was measured.
         notes: what the reader must know.
+        erasure: of an erasure or an edit: its directions, what a linear probe still reads, and more; see `edit`.
 
     Returns:
         Plain types, the same for the same run: `format`, `version` (of the library), `kind`, `confounder`, `concepts`,
         `settings`, `measured_on` (with `probe`, the hash of the samples), `before` and `after` (events with shares, effects and
         their intervals, decodability, groups, see `Event.to_dict`), `change` (`[before, after]` of share and effect of the
-        confounder and of each concept, of worst and mean group accuracy), `notes` (also: what is missing).
+        confounder and of each concept, of worst and mean group accuracy), `erasure`, `notes` (also: what is missing).
     """
     said = list(notes)
     measured = after or before
@@ -51,7 +53,7 @@ def certificate(
     elif before.probe is None or before.probe != after.probe:
         said.append("before and after were measured on different samples, as far as is known")
     if measured is not None:
-        if not measured.decodability:
+        if not measured.decodability and erasure is None:
             said.append("whether a layer still holds the confounder was not measured")
         said.append(HIDDEN_FACTOR)
         said += [note for note in measured.notes if note not in said]
@@ -65,7 +67,8 @@ def certificate(
         "measured_on": None if measured is None else _where(measured),
         "before": None if before is None else _plain(before),
         "after": None if after is None else _plain(after),
-        "change": None if before is None or after is None else _change(before, after, [confounder, *concepts]),
+        "change": None if before is None or after is None else change(before, after, [confounder, *concepts]),
+        "erasure": None if erasure is None else dict(erasure),
         "notes": said,
     }
     return {key: _finite(part) for key, part in whole.items()}
@@ -89,7 +92,8 @@ def _finite(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _change(before: Event, after: Event, names: Sequence[str]) -> dict[str, Any]:
+def change(before: Event, after: Event, names: Sequence[str]) -> dict[str, Any]:
+    """Before and after, as pairs: share and effect of each variable, accuracy of the worst group and mean over groups."""
     out: dict[str, Any] = {}
     for name in names:
         shares = [e.contribution[name].debiased if name in e.contribution else None for e in (before, after)]

@@ -59,6 +59,61 @@ class Coding(NamedTuple):
         return (balanced if self.weights == "balanced" else natural)(found, self.codes.to(found.count.device))
 
 
+def coding_of(variables: Sequence[Variable], m: CellMoments) -> Coding:
+    """How to code variables, the confounder first, from the cells that were seen.
+
+    Raises:
+        VariableError: the confounder is constant.
+    """
+    named = [v for v, discrete in zip(variables, m.discrete) if discrete]
+    keys = torch.tensor(m.keys, dtype=torch.float64).reshape(len(m.keys), len(named))
+    count = m.moments.count[1:].cpu()
+    kinds = [_kind(v, keys[:, j]) for j, v in enumerate(named)]
+    design = code(keys, count, [v.name for v in named], kinds)
+    continuous = m.discrete.count(False)
+    if variables[0].name in design.unmeasurable:
+        raise VariableError("the confounder is constant so far")
+    if not m.discrete[0]:
+        confounder: tuple[int, ...] = (design.width,)
+    else:
+        confounder = tuple(range(design.factors[0].width))
+    weights = sample_weights(design, keys, count, "natural" if continuous else "balanced").mode
+    return Coding(m.keys, design.encode(keys), confounder, weights)
+
+
+def fit_eraser(m: CellMoments, coding: Coding, ridge: float) -> Eraser:
+    """LEACE under the weights of the coding.
+
+    Raises:
+        VariableError: the given variables leave nothing of the confounder.
+    """
+    fit = balanced_leace if coding.weights == "balanced" else partial_leace
+    return fit(m.moments, coding.codes.to(m.moments.gram.device), coding.confounder, ridge)
+
+
+def readable(coding: Coding, halves: Sequence[CellMoments]) -> float | None:
+    """R² with which a linear probe reads the confounder, the given variables held fixed, cross-fitted over two halves.
+
+    None where a half has too few rows.
+
+    Raises:
+        VariableError: in so few rows it goes with the given ones.
+    """
+    sides = []
+    for half in halves:
+        s = coding.second(half)
+        if s is None:
+            return None
+        variance, covariance = net(s, coding.confounder)
+        zero = torch.zeros_like(variance)
+        one = Moments(zero.new_ones(1), s.h.new_zeros(1, len(s.h)), s.h.new_zeros(1, 0, len(s.h)), s.hh)
+        sides.append((one, Cross(zero, variance, covariance)))
+    block = [slice(0, len(coding.confounder))]
+    (a, x), (b, y) = sides
+    r2 = (held_out_r2(ridge_probe(a, x), b, y, block) + held_out_r2(ridge_probe(b, y), a, x, block)) / 2
+    return float(r2) if bool(torch.isfinite(r2).all()) else None
+
+
 class Erasure:
     """Erases a confounder from a layer's activation in any training loop.
 
@@ -312,9 +367,8 @@ class Erasure:
             self.obstacle = f"{self._rows} rows so far, `start_rows={self.start_rows}`"
             return None
         try:
-            coding = self._coding(total)
-            fit = balanced_leace if coding.weights == "balanced" else partial_leace
-            found = fit(total.moments, coding.codes.to(total.moments.gram.device), coding.confounder, self.ridge)
+            coding = coding_of(self.variables, total)
+            found = fit_eraser(total, coding, self.ridge)
         except VariableError as problem:
             self.obstacle = f"'{self.confounder.name}' given {[v.name for v in self.variables[1:]]}: {problem}"
             self.say(f"no fit of the eraser at layer '{self.layer}': {self.obstacle}")
@@ -322,42 +376,14 @@ class Erasure:
         self.weights = coding.weights
         return found
 
-    def _coding(self, m: CellMoments) -> Coding:
-        named = [v for v, discrete in zip(self.variables, m.discrete) if discrete]
-        keys = torch.tensor(m.keys, dtype=torch.float64).reshape(len(m.keys), len(named))
-        count = m.moments.count[1:].cpu()
-        kinds = [_kind(v, keys[:, j]) for j, v in enumerate(named)]
-        design = code(keys, count, [v.name for v in named], kinds)
-        continuous = m.discrete.count(False)
-        if self.confounder.name in design.unmeasurable:
-            raise VariableError("the confounder is constant so far")
-        if not m.discrete[0]:
-            confounder: tuple[int, ...] = (design.width,)
-        else:
-            confounder = tuple(range(design.factors[0].width))
-        weights = sample_weights(design, keys, count, "natural" if continuous else "balanced").mode
-        return Coding(m.keys, design.encode(keys), confounder, weights)
-
     def _measure(self) -> None:
         """How well a linear probe reads the confounder from what was passed on, cross-fitted over the two halves."""
-        sides = []
         try:
-            coding = self._coding(self._left[0] + self._left[1])
-            for half in self._left:
-                s = coding.second(half)
-                if s is None:
-                    return
-                variance, covariance = net(s, coding.confounder)
-                zero = torch.zeros_like(variance)
-                one = Moments(zero.new_ones(1), s.h.new_zeros(1, len(s.h)), s.h.new_zeros(1, 0, len(s.h)), s.hh)
-                sides.append((one, Cross(zero, variance, covariance)))
+            found = readable(coding_of(self.variables, self._left[0] + self._left[1]), self._left)
         except VariableError:  # in so few rows it goes with the given ones
             return
-        block = [slice(0, len(coding.confounder))]
-        (a, x), (b, y) = sides
-        r2 = (held_out_r2(ridge_probe(a, x), b, y, block) + held_out_r2(ridge_probe(b, y), a, x, block)) / 2
-        if bool(torch.isfinite(r2).all()):
-            self.remaining = float(r2)
+        if found is not None:
+            self.remaining = found
 
     def say(self, text: str) -> None:
         """Warn, once."""
@@ -378,16 +404,17 @@ class Erasure:
             notes: what else the reader must know.
         """
         eraser = self.eraser
-        direction = None if eraser is None else {name: part.tolist() for name, part in eraser._asdict().items()}
-        how = {
-            "layer": self.layer, **settings, "pooling": self._pooling.mode, "ridge": self.ridge, "weights": self.weights,
-            "rank": None if eraser is None else eraser.rank, "remaining_r2": self.remaining, "eraser": direction,
+        how = {"layer": self.layer, **settings, "pooling": self._pooling.mode, "ridge": self.ridge, "weights": self.weights}
+        record = None if eraser is None else {
+            "rank": eraser.rank,
+            "directions": {name: part.tolist() for name, part in eraser._asdict().items()},
+            "remaining_r2": self.remaining,
         }  # fmt: skip
         said = ["the erasure lives in the callback: without it the model is not erased", *notes]
         if eraser is None:
             said.insert(0, f"never erased: there is no fit, for {self.obstacle}")
         concepts = [v.name for v in self.variables[1:] if v.should_matter] or [v.name for v in self.variables[1:]]
-        return certificate(kind, self.confounder.name, concepts, how, before, after, said)
+        return certificate(kind, self.confounder.name, concepts, how, before, after, said, record)
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class InterpError(ValueError):
@@ -32,6 +33,18 @@ class ProbeSetError(InterpError):
     def __init__(self, text: str, skipped: int = 0) -> None:
         super().__init__(text)
         self.skipped = skipped
+
+
+class EditRefusedError(InterpError):
+    """An edit that would cost more than was allowed; the weights are as they were.
+
+    Attributes:
+        certificate: what was measured, see `certificate.certificate`.
+    """
+
+    def __init__(self, text: str, certificate: Mapping[str, Any]) -> None:
+        super().__init__(text)
+        self.certificate = dict(certificate)
 
 
 class InterpWarning(UserWarning):

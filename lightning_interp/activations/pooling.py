@@ -13,7 +13,7 @@ from lightning_interp.batches import load_function
 from lightning_interp.errors import LayerError, nearest
 
 MODES = ("mean", "first", "last", "masked_mean")
-_CHANNELS_FIRST_3D = (
+CHANNELS_FIRST_3D = (
     nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d,
     nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
 )  # fmt: skip
@@ -118,7 +118,7 @@ class Pooling:
             return self._called(a)
         if a.ndim == 2:
             return a.clone()
-        if a.ndim == 3 and not isinstance(module, _CHANNELS_FIRST_3D):
+        if a.ndim == 3 and not isinstance(module, CHANNELS_FIRST_3D):
             if self.mode == "mean":
                 return _wide(a).mean(1)
             return torch.einsum("ntd,nt->nd", _wide(a), self._token_weights(_wide(a), mask))
@@ -138,7 +138,7 @@ class Pooling:
         e = e.to(a.dtype)
         if a.ndim == 2:
             return e
-        if a.ndim == 3 and not isinstance(module, _CHANNELS_FIRST_3D):
+        if a.ndim == 3 and not isinstance(module, CHANNELS_FIRST_3D):
             here = (self._token_weights(a, mask) > 0).to(a.dtype)
             return e.unsqueeze(1) * here.unsqueeze(2)
         return e.reshape(*e.shape, *[1] * (a.ndim - 2)).expand_as(a)

@@ -492,10 +492,10 @@ def test_the_certificate_holds_what_was_erased_and_measured_before_and_after(tmp
     assert written == json.loads(json.dumps(e.certificate))
     ends = {"train": (1, 3), "val": (2, 3)}[data]  # with "val" the first fit follows the event of its epoch
     assert (written["before"]["epoch"], written["after"]["epoch"]) == ends
-    settings = written["settings"]
-    assert (settings["layer"], settings["data"], settings["rank"]) == (LAYER, data, 1)
-    assert settings["remaining_r2"] == e.erasure.remaining
-    assert torch.equal(torch.tensor(settings["eraser"]["mean"], dtype=torch.float64), e.erasure.eraser.mean.double())
+    settings, erasure = written["settings"], written["erasure"]
+    assert (settings["layer"], settings["data"], erasure["rank"]) == (LAYER, data, 1)
+    assert erasure["remaining_r2"] == e.erasure.remaining
+    assert torch.equal(torch.tensor(erasure["directions"]["mean"], dtype=torch.float64), e.erasure.eraser.mean.double())
     assert written["notes"][0] == "the erasure lives in the callback: without it the model is not erased"
 
 
@@ -503,6 +503,6 @@ def test_the_certificate_of_an_erasure_that_never_came_says_why(tmp_path):
     e = erase(start_rows=10**6)
     with pytest.warns(InterpWarning, match="was never erased"):
         fit(e)
-    assert e.certificate["settings"]["eraser"] is None
+    assert e.certificate["erasure"] is None
     assert re.match(r"never erased: there is no fit, for \d+ rows so far", e.certificate["notes"][0])
     assert "nothing was measured: no ConceptMonitor gave an event with the confounder's contribution" in e.certificate["notes"]

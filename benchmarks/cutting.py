@@ -1,0 +1,228 @@
+"""Does cutting a trained net take the confounder out? Surgery on the demo, against retraining the last layer.
+
+Nets are trained on digits on grass, plain and with `BalancedReweighting`, and then cut. Every cut is fitted to the same
+validation digits (both backgrounds equally, none of them trained on) and measured on the test digits:
+
+    nothing            the net as it is
+    edit, LAYER        LEACE at the layer, folded into the weights; `encoder.conv4.0` is the last convolution, the others go
+                       into the head
+    edit, train rows   the same at `encoder.flatten`, fitted to the rows that the net was trained on
+    zero_weight        the coefficient of grass in the head set to zero
+    DFR                the head trained anew: Deep Feature Reweighting (Kirichenko et al. 2023), l1 logistic regression on the
+                       standardised activation, C by the worst group on half of the rows, then the mean over 20 balanced subsets
+
+"do" is the true effect of grass in logits, "off" the largest difference of test logits to the hooked erasure, "time" CPU time
+as a multiple of a bare forward pass over the rows that were fitted to.
+
+    python benchmarks/cutting.py               # 5 seeds
+    python benchmarks/cutting.py --seeds 2
+    python benchmarks/cutting.py --quick       # does it all run? nothing is kept
+
+One JSON line per net and cut in results/cutting.jsonl; what is there already is not run again.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from shortcuts.methods import KEYS, balanced
+from shortcuts.runs import measured, outputs
+from shortcuts.tasks import Demo, Fields, loader
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+import lightning_interp as interp
+from lightning_interp.functional.folding import pointwise
+
+RESULTS = Path(__file__).parent / "results" / "cutting.jsonl"
+VERSION = 1  # of a row; others are not read
+TRAININGS = ("plain", "BalancedReweighting")
+LAYERS = ("encoder.flatten", "encoder.conv4", "encoder.conv4.0")
+CUTS = ("nothing", *(f"edit, {layer}" for layer in LAYERS), "edit, train rows", "zero_weight", "DFR")
+COSTS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # C of the logistic regression, as in the paper
+SUBSETS = 20
+COLUMNS = ("accuracy", "worst", "do", "share", "off", "time")
+
+
+def train(task: Demo, training: str, seed: int) -> L.LightningModule:
+    """A net, trained as in `benchmarks/suppression.py`."""
+    L.seed_everything(seed, verbose=False)
+    net = task.net()
+    trainer = L.Trainer(
+        max_epochs=task.epochs,
+        accelerator="cpu",
+        callbacks=[balanced(task)] if training != "plain" else [],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(net, loader(task.fields("train", seed), 128, shuffle=True))
+    return net
+
+
+def cut(task: Demo, net: nn.Module, name: str, seed: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Cut a net; gives the hooked erasure's test logits where there is one to compare with."""
+    held_out = task.fields("val", seed)
+    places = {**KEYS, "cluster": task.cluster}
+    if name.startswith("edit"):
+        layer = LAYERS[0] if name == "edit, train rows" else name.split(", ")[1]
+        data = loader(task.fields("train", seed) if name == "edit, train rows" else held_out, 512)
+        plain = copy.deepcopy(net)
+        eraser = interp.edit(net, layer, task.confounder, data, task.given, **places).eraser
+        plain.get_submodule(layer).register_forward_hook(lambda m, args, out: pointwise(out, eraser, 1))
+        return lambda images: outputs(plain, images)
+    if name == "zero_weight":
+        places.pop("output")
+        plain = copy.deepcopy(net)
+        eraser = interp.zero_weight(net, "head", task.confounder, loader(held_out, 512), task.given, **places).eraser
+        plain.head.register_forward_pre_hook(lambda m, args: pointwise(args[0], eraser, 1))
+        return lambda images: outputs(plain, images)
+    if name == "DFR":
+        retrain(net, held_out, seed)
+    return None
+
+
+def retrain(net: nn.Module, fields: Fields, seed: int) -> None:
+    """Deep Feature Reweighting: a new head, from balanced held-out rows."""
+    net.eval()
+    with torch.no_grad():
+        h = torch.cat([net.encoder(2 * part - 1) for part in fields["image"].split(512)]).numpy()
+    label, group = fields["label"].numpy(), (2 * fields["label"] + fields["grass"]).numpy()
+    rng = np.random.default_rng(seed)
+    sources = np.unique(fields["source"])
+    first = np.isin(fields["source"], rng.permutation(sources)[: len(sources) // 2])  # no digit in both halves
+
+    def subset(rows: np.ndarray) -> np.ndarray:
+        least = min((group[rows] == g).sum() for g in range(4))
+        return np.concatenate([rng.choice(rows[group[rows] == g], least, replace=False) for g in range(4)])
+
+    def fitted(rows: np.ndarray, c: float) -> tuple[np.ndarray, float]:
+        mean, sd = h[rows].mean(0), h[rows].std(0) + 1e-8
+        found = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", random_state=seed).fit(
+            (h[rows] - mean) / sd, label[rows]
+        )
+        w = found.coef_[0] / sd
+        return w, float(found.intercept_[0] - w @ mean)
+
+    def worst(model: tuple[np.ndarray, float], rows: np.ndarray) -> float:
+        right = (h[rows] @ model[0] + model[1] > 0) == label[rows]
+        return min(right[group[rows] == g].mean() for g in range(4))
+
+    here, there = np.flatnonzero(first), np.flatnonzero(~first)
+    c = max(COSTS, key=lambda c: worst(fitted(subset(here), c), there))
+    models = [fitted(subset(np.arange(len(h))), c) for _ in range(SUBSETS)]
+    w, b = (np.mean([m[i] for m in models], 0) for i in (0, 1))
+    with torch.no_grad():  # the margin is w·h + b
+        net.head.weight.copy_(torch.from_numpy(np.stack([-w / 2, w / 2])))
+        net.head.bias.copy_(torch.tensor([-b / 2, b / 2]))
+
+
+def seconds_of_a_pass(net: nn.Module, fields: Fields) -> float:
+    """CPU time of a bare forward pass, the median of five."""
+    spent = []
+    for _ in range(5):
+        start = time.process_time()
+        outputs(net, fields["image"])
+        spent.append(time.process_time() - start)
+    return statistics.median(spent)
+
+
+def run(task: Demo, net: nn.Module, name: str, seed: int) -> dict[str, object]:
+    """Cut a copy of a net and measure it."""
+    cut_net = copy.deepcopy(net)
+    part = task.fields("train" if name == "edit, train rows" else "val", seed)
+    bare = seconds_of_a_pass(cut_net, part)
+    start = time.process_time()
+    hooked = cut(task, cut_net, name, seed)
+    spent = time.process_time() - start
+    test = task.fields("test", seed)
+    row: dict[str, object] = dict(measured(task, cut_net, test))
+    row["time"] = None if name == "nothing" else spent / bare
+    row["off"] = None if hooked is None else float((hooked(test["image"]) - outputs(cut_net, test["image"])).abs().max())
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    """Mean ± sd over seeds."""
+    heads = ["accuracy", "worst group", "do(grass), logits", "share of grass", "off", "time"]
+    lines = [f"| net | cut | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for training in TRAININGS:
+        for name in CUTS:
+            mine = [r for r in rows if r["training"] == training and r["cut"] == name]
+            if mine:
+                cells = [_spread([r[column] for r in mine], column) for column in COLUMNS]
+                lines.append(f"| {training} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float | None], column: str) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "–"
+    if column == "off":
+        return f"{max(known):.0e}"
+    if column == "time":
+        return f"{statistics.median(known):.0f}"
+    sd = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{sd}"
+
+
+def report(rows: list[dict]) -> None:
+    """Print the table."""
+    mine = [r for r in rows if r["version"] == VERSION]
+    print(f"\n{len({r['seed'] for r in mine})} seeds, test digits, mean ± sd; off is the largest, time the median")
+    print(table(mine))
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one epoch, one seed; nothing is kept")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    task = Demo(epochs=1) if args.quick else Demo()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quick.jsonl" if args.quick else RESULTS
+        path.parent.mkdir(exist_ok=True)
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for seed in range(1 if args.quick else args.seeds):
+            for training in TRAININGS:
+                keys = [
+                    {
+                        "version": VERSION,
+                        "agreement": task.setting,
+                        "epochs": task.epochs,
+                        "training": training,
+                        "cut": name,
+                        "seed": seed,
+                    }
+                    for name in CUTS
+                ]
+                missing = [k for k in keys if not any(k.items() <= r.items() for r in rows)]
+                net = train(task, training, seed) if missing else None
+                for key in missing:
+                    row = {**key, **run(task, net, str(key["cut"]), seed)}
+                    rows.append(row)
+                    with path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(f"seed {seed} {training}, {key['cut']}: worst {row['worst']:.3f}, do {row['do']:.2f}", flush=True)
+        report(rows)
+
+
+if __name__ == "__main__":
+    main()
