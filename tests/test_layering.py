@@ -26,6 +26,8 @@ ORDER = [
     "step_watcher",
     "passes",
     "loaders",
+    "entanglement",
+    "erasers",
     "layers",
     "measurement",
     "watcher",

@@ -148,6 +148,8 @@ def keys(measures, first):
     if "sensitivity" in measures:
         at_layers += ["sensitivity", "tcav"]
         out.add("intervention/grass")
+        out |= {f"entanglement/{layer}" for layer in boring.LAYERS}
+        out |= {f"mediation/{layer}/{a}/{b}" for layer in boring.LAYERS for a in NAMES for b in NAMES}
     out |= {f"{measure}/{layer}/{v}" for measure in at_layers for layer in boring.LAYERS for v in NAMES}
     cells = {f"group/accuracy/moo={a},grass={b}" for a in (0, 1) for b in (0, 1)}
     return out | cells | {"group/worst_accuracy", "group/gap"}
