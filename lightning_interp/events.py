@@ -303,7 +303,8 @@ def _share_text(s: Share) -> str:
 
 
 def _percent(change: float, digits: int) -> str:
-    return f"{'−' if change < 0 else '+'}{abs(100 * change):.{digits}f} %"
+    rounded = round(100 * change, digits)
+    return f"{'−' if rounded < 0 else '+' if rounded > 0 else ''}{abs(rounded):.{digits}f} %"
 
 
 def _erasure_text(erased: str, m: Mediation) -> str:

@@ -108,6 +108,8 @@ def test_a_watched_run_has_the_same_bits(unwatched, data, schedule, options):
     assert len(watcher.history) >= 2
     assert all(value.value is not None for value in watcher.latest.intervention.values())
     assert watcher.latest.sensitivity
+    assert any(m.gone["grass"] is not None for found in watcher.latest.mediation.values() for m in found.values())
+    assert all(e.cosine is not None for e in watcher.latest.entanglement.values())
     assert differing(watched, unwatched(**options)) == []
 
 
