@@ -102,6 +102,7 @@ def printed(module: str, *args: object) -> str:
 def main() -> None:
     """Put each table between its markers."""
     tables = {"coverage": coverage(), "fidelity": printed("fidelity"), "step cost": printed("step_cost"), **suppression()}
+    tables["mediation"] = printed("mediation")
     tables["choice"] = choice()
     placed = set()
     for page in PAGES:
