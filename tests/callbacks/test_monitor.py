@@ -108,7 +108,7 @@ def test_a_watched_run_has_the_same_bits(unwatched, data, schedule, options):
     assert len(watcher.history) >= 2
     assert all(value.value is not None for value in watcher.latest.intervention.values())
     assert watcher.latest.sensitivity
-    assert any(m.gone["grass"] is not None for found in watcher.latest.mediation.values() for m in found.values())
+    assert all(m.rank == 1 for found in watcher.latest.mediation.values() for m in found.values())  # each was erased
     assert all(e.cosine is not None for e in watcher.latest.entanglement.values())
     assert differing(watched, unwatched(**options)) == []
 
@@ -271,6 +271,15 @@ def test_tensorboard_gets_text_heat_map_and_layout(tmp_path):
     assert images[0].encoded_image_string != images[2].encoded_image_string
     (layout,) = found.Tensors("custom_scalars__config__")
     assert b"run/contribution/(moo|grass|interactions|unexplained)" in layout.tensor_proto.string_val[0]
+
+
+def test_what_erasing_does_is_a_line_of_the_text(tmp_path):
+    watcher = monitor(measures=ALL)
+    fit(watcher, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=1)
+    (text,) = read(tmp_path).Tensors("equation/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert "erase grass at encoder.0: grass −" in shown
+    assert "most entangled: moo and grass at encoder." in shown
 
 
 def test_the_warning_is_also_a_tensorboard_text(tmp_path):
