@@ -235,7 +235,7 @@ def _mediation_rows(e: Event) -> Iterator[Record]:
         for erased, m in variables.items():
             fitted = None if m.weights in (None, e.weights) else f"eraser fitted under {m.weights} weights"
             for name, value in m.gone.items():
-                note = "; ".join(part for part in (m.note or m.withheld.get(name), fitted) if part) or None
+                note = "; ".join(part for part in (m.note, m.withheld.get(name), fitted) if part) or None
                 yield _row("mediation", name, value, note=note, layer=layer, by=erased)
             for name, value in m.random.items():
                 yield _row("mediation_random", name, value, note=m.withheld.get(name), layer=layer, by=erased)

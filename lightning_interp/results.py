@@ -118,7 +118,7 @@ class Mediation:
         rank: directions taken out.
         weights: "balanced" or "natural", under which the eraser was fitted.
         withheld: {variable: why its fraction is withheld}.
-        note: why everything is withheld.
+        note: why everything is withheld, or how the numbers are to be read.
     """
 
     gone: dict[str, float | None]

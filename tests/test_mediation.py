@@ -236,6 +236,27 @@ def test_an_exact_zero_is_no_effect_to_lose():
     assert event.mediation["encoder.0"]["grass"].gone["grass"] == pytest.approx(1)
 
 
+def test_outputs_that_are_not_finite_once_it_is_erased_are_said():
+    class Brittle(nets.Equation):
+        def forward(self, x):
+            h = self.encoder(x) @ self.encoder[0].weight
+            away = (h[:, :1] - h[:, :1].round()).abs()  # moo is 0 or 1, until it is erased
+            return x[:, 2:4] @ torch.ones(2, 1, dtype=torch.float64) + h[:, :1] + torch.log(1 - 4 * away)
+
+    event = measured(Brittle([[A, B, C, E]]), probe(20), PAIR, layers=["encoder.0"], measures=["mediation"])
+    found = event.mediation["encoder.0"]["moo"]
+    assert found.gone == {"moo": None, "grass": None}
+    rows = [r for r in event.records() if r["measure"] == "mediation" and r["by"] == "moo"]
+    assert all(r["note"] == "withheld: not finite once it is erased" for r in rows)
+
+
+def test_where_the_kept_samples_are_too_few_for_balanced_weights_the_note_says_so():
+    event = mediations(Deep(), probe(UNEVEN), layers=["one"], size=10, max_samples=20)
+    assert event.weights == "balanced"
+    for m in event.mediation["one"].values():
+        assert m.note == "equation under natural weights on the 20 kept samples"
+
+
 def test_a_layer_of_one_unit_has_nothing_left_to_erase_from():
     event = measured(net(), probe(20), layers=["head"], measures=["mediation"])
     for m in event.mediation["head"].values():

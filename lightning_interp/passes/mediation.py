@@ -113,13 +113,16 @@ def mediations(
     before = _refitted(eq, found.tables[None])
     if isinstance(before, str):
         return {}, [f"mediation withheld: {before}"]
+    note = None
+    if before.weights.mode != eq.weights.mode:
+        note = f"equation under {before.weights.mode} weights on the {before.n} kept samples"
     notes, out = [], {}
     for name, plan in plans.items():
         if plan.erasers and not any(cut in found.reached for cut in plan.erasers):
             why = f"the output does not depend on layer '{name}' in a pass of its own"
             notes.append(f"mediation withheld: {why}")
             plan = Plan({}, plan.weights, {f.name: why for f in eq.design.factors})
-        out[name] = {f.name: _mediation(f, plan, before, found.tables) for f in eq.design.factors}
+        out[name] = {f.name: _mediation(f, plan, before, found.tables, note) for f in eq.design.factors}
     return out, notes
 
 
@@ -212,7 +215,7 @@ def _refitted(eq: Equation, rows: Table) -> Equation | str:
     return found if found.fit is not None else found.notes[-1]
 
 
-def _mediation(f: Factor, plan: Plan, before: Equation, tables: Mapping[Cut | None, Table]) -> Mediation:
+def _mediation(f: Factor, plan: Plan, before: Equation, tables: Mapping[Cut | None, Table], note: str | None) -> Mediation:
     """What goes when `f` is erased."""
     factors = before.design.factors
     cut = next((c for c in plan.erasers if c.variable == f.name), None)
@@ -220,9 +223,10 @@ def _mediation(f: Factor, plan: Plan, before: Equation, tables: Mapping[Cut | No
         return Mediation({g.name: None for g in factors}, weights=plan.weights, note=plan.withheld[f.name])
     withheld = {g.name: why for g in factors if (why := _nothing_to_lose(before, g))}
     lost, accuracy = _lost(before, tables[cut], withheld)
+    withheld |= {n: "withheld: not finite once it is erased" for n, v in lost.items() if v is None and n not in withheld}
     controls = [_lost(before, tables[c], withheld) for c in plan.erasers if (c.variable, c.rank) == (None, cut.rank)]
     random = {g.name: _mean([taken[g.name] for taken, _ in controls]) for g in factors}
-    return Mediation(lost, accuracy, random, _mean([a for _, a in controls]), cut.rank, plan.weights, withheld)
+    return Mediation(lost, accuracy, random, _mean([a for _, a in controls]), cut.rank, plan.weights, withheld, note)
 
 
 def _nothing_to_lose(before: Equation, f: Factor) -> str | None:
