@@ -167,6 +167,54 @@ def test_of_several_classes_and_levels_all_of_the_effect_goes():
     assert found.accuracy is None  # no target
 
 
+class Tokens(nn.Module):
+    """Four tokens of 5 columns, an attention over them, and a linear head on what `pooling` reads of them."""
+
+    def __init__(self, pooling):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed = nn.Linear(4, 20).double()
+            self.block = nn.MultiheadAttention(5, 1, batch_first=True).double()  # gives (tokens, weights)
+            self.head = nn.Linear(5, 2).double()
+        self.pooling = pooling
+
+    def forward(self, x, attention_mask):
+        h = self.embed(x).view(-1, 4, 5)
+        tokens, _ = self.block(h, h, h, key_padding_mask=attention_mask == 0)
+        last = attention_mask.sum(1) - 1
+        keep = (attention_mask / attention_mask.sum(1, keepdim=True)).unsqueeze(2)
+        each = torch.arange(len(x))
+        read = {
+            "mean": tokens.mean(1),
+            "first": tokens[:, 0],
+            "last": tokens[each, last],
+            "masked_mean": (keep * tokens).sum(1),
+        }
+        return self.head(read[self.pooling])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "masked_mean"])
+def test_of_tokens_all_of_the_effect_goes_where_the_head_reads_what_pooling_does(pooling):
+    batch = probe(UNEVEN, noise=0.3)
+    length = 2 + torch.arange(len(batch["x"])) % 3
+    batch["attention_mask"] = (torch.arange(4) < length.unsqueeze(1)).long()
+    monitor = monitor_of(
+        Tokens(pooling),
+        PAIR,
+        layers=["embed", "block"],
+        pooling=pooling,
+        inputs=["x", "attention_mask"],
+        measures=["mediation"],
+    )
+    monitor.run(cut(batch, 37))
+    found = monitor.event(1).mediation["block"]
+    clear = [erased for erased, m in found.items() if m.gone[erased] is not None]
+    assert clear
+    for erased in clear:
+        assert found[erased].gone[erased] == pytest.approx(1, abs=1e-6)
+
+
 def test_a_continuous_variable_is_erased_given_the_others_under_natural_weights_and_that_is_said():
     batch = probe(UNEVEN)
     batch["size"] = batch["x"][:, 3] + 0.5 * batch["grass"]
