@@ -30,6 +30,7 @@ lint: env
 bench: env
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/mediation.py
 	$(BIN)/python benchmarks/cost.py
 
 bench-quick: env

@@ -105,10 +105,11 @@ def main() -> None:
         "coverage": coverage(),
         "fidelity": printed("fidelity"),
         "step cost": printed("step_cost"),
+        "mediation": printed("mediation"),
         "cutting": printed("cutting"),
+        "choice": choice(),
         **suppression(),
     }
-    tables["choice"] = choice()
     placed = set()
     for page in PAGES:
         text = page.read_text()

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lightning_interp.results import ByLevel, Effect, Groups, Score, Sensitivity, Share
+from lightning_interp.results import ByLevel, Effect, Entanglement, Groups, Mediation, Score, Sensitivity, Share
 
 HIDDEN_FACTOR = (
     "Effects speak of this network on this probe set, given no hidden factor: what is correlated with a variable is credited "
     "to it; only an intervention settles it."
 )
-
+PAIRS = 3  # named in the text as the most entangled
 
 Record = dict[str, Any]
 
@@ -37,6 +37,8 @@ class Event:
         sensitivity: {layer: {variable: Sensitivity, or {class or level: Sensitivity}}}.
         intervention: {variable: Effect}: E[f(do(z=1)) − f(do(z=0))].
         intervention_gap: {variable: estimated effect minus the interventional one}.
+        mediation: {layer: {erased variable: Mediation}}.
+        entanglement: {layer: Entanglement}.
         groups: accuracy of the cells, None without a target.
         coding: {variable: {"kind", "levels", "values", "center", "scale"}} as decided from the probe set: levels as they are
             printed, and their raw values.
@@ -60,6 +62,8 @@ class Event:
     sensitivity: dict[str, dict[str, dict[str, Sensitivity]]] = field(default_factory=dict)
     intervention: dict[str, ByLevel] = field(default_factory=dict)
     intervention_gap: dict[str, float] = field(default_factory=dict)
+    mediation: dict[str, dict[str, Mediation]] = field(default_factory=dict)
+    entanglement: dict[str, Entanglement] = field(default_factory=dict)
     groups: Groups | None = None
     coding: dict[str, dict[str, Any]] = field(default_factory=dict)
     probe: str | None = None
@@ -90,6 +94,10 @@ class Event:
             layer: {k: {by: Sensitivity(**s) for by, s in rows.items()} for k, rows in variables.items()}
             for layer, variables in d["sensitivity"].items()
         }
+        d["mediation"] = {  # not in checkpoints of the first version
+            layer: {k: Mediation(**m) for k, m in erased.items()} for layer, erased in d.get("mediation", {}).items()
+        }
+        d["entanglement"] = {layer: Entanglement(**e) for layer, e in d.get("entanglement", {}).items()}
         d["groups"] = None if d["groups"] is None else Groups(**d["groups"])
         d["notes"] = tuple(d["notes"])
         return cls(**d)
@@ -98,10 +106,11 @@ class Event:
         """{logged key: value} of everything that could be measured; never NaN."""
         out: dict[str, float] = {}
         for r in self.records():
-            key = "/".join(str(r[k]) for k in ("measure", "layer", "variable") if r[k] is not None)
+            parts = ("measure", "layer", *(["by"] if r["measure"] == "mediation" else []), "variable")
+            key = "/".join(str(r[k]) for k in parts if r[k] is not None)
             if r["measure"] == "group" and r["by"] is not None:
                 key = f"{key}/{r['by']}"
-            elif r["by"] is not None:
+            elif r["measure"] != "mediation" and r["by"] is not None:
                 continue
             if r["value"] is not None and math.isfinite(r["value"]):
                 out[key] = float(r["value"])
@@ -119,7 +128,8 @@ def to_records(history: Iterable[Event]) -> list[Record]:
 
     Returns:
         Rows with `step, epoch, measure, layer, variable, by, value, low, high, note`. `measure`, `layer` and `variable` are the
-        parts of the logged key, `by` is the class, level or cell; a value that could not be measured is None, with a note.
+        parts of the logged key, `by` is the class, level, cell, or the erased or other variable; a value that could not be
+        measured is None, with a note.
     """
     return [record for event in history for record in event.records()]
 
@@ -131,14 +141,16 @@ def _effect(plain: Mapping[str, Any]) -> ByLevel:
 
 
 def _records(e: Event) -> Iterator[Record]:
-    for part in (_share_rows, _effect_rows, _probe_rows, _sensitivity_rows, _group_rows):
+    for part in (
+        _share_rows, _effect_rows, _probe_rows, _sensitivity_rows, _mediation_rows, _entanglement_rows, _group_rows,
+    ):  # fmt: skip
         for row in part(e):
             yield {"step": e.step, "epoch": e.epoch, **row}
 
 
 def _row(
     measure: str,
-    variable: str,
+    variable: str | None,
     value: float | None,
     low: float | None = None,
     high: float | None = None,
@@ -218,6 +230,36 @@ def _class_factor(task: str) -> float:
     return 2.0 if task == "multiclass" else 1.0
 
 
+def _mediation_rows(e: Event) -> Iterator[Record]:
+    for layer, variables in e.mediation.items():
+        for erased, m in variables.items():
+            fitted = None if m.weights in (None, e.weights) else f"eraser fitted under {m.weights} weights"
+            for name, value in m.gone.items():
+                note = "; ".join(part for part in (m.note, m.withheld.get(name), fitted) if part) or None
+                yield _row("mediation", name, value, note=note, layer=layer, by=erased)
+            for name, value in m.random.items():
+                yield _row("mediation_random", name, value, note=m.withheld.get(name), layer=layer, by=erased)
+            for measure, change in (
+                ("mediation_accuracy", m.accuracy),
+                ("mediation_random_accuracy", m.random_accuracy),
+            ):
+                if change is not None:
+                    yield _row(measure, None, change, layer=layer, by=erased)
+
+
+def _entanglement_rows(e: Event) -> Iterator[Record]:
+    for layer, found in e.entanglement.items():
+        yield _row("entanglement", None, found.cosine, note=found.note, layer=layer)
+        for one, others in found.pairs.items():
+            for other, cosine in others.items():
+                yield _row("entanglement", one, cosine, layer=layer, by=other)
+        for erased, lost in found.collateral.items():
+            for probed, value in lost.items():
+                yield _row("collateral_decodability", probed, value, layer=layer, by=erased)
+        if found.participation is not None:
+            yield _row("participation", None, found.participation, layer=layer, by="neurons")
+
+
 def _group_rows(e: Event) -> Iterator[Record]:
     if e.groups is not None:
         yield _row("group", "worst_accuracy", e.groups.worst_accuracy, note=e.groups.worst)
@@ -260,6 +302,46 @@ def _share_text(s: Share) -> str:
     return f"{raw}" if debiased in (None, raw) else f"{raw} (debiased {debiased})"
 
 
+def _percent(change: float, digits: int) -> str:
+    rounded = round(100 * change, digits)
+    return f"{'−' if rounded < 0 else '+' if rounded > 0 else ''}{abs(rounded):.{digits}f} %"
+
+
+def _erasure_text(erased: str, m: Mediation) -> str:
+    """What erasing a variable does to every effect and to accuracy; and to its effect, what a random subspace does."""
+    order = [n for n in (erased, *(n for n in m.gone if n != erased)) if m.gone.get(n) is not None]
+    if not order:
+        return ""
+    parts = [f"{name} {_percent(-(m.gone[name] or 0.0), 0)}" for name in order]
+    parts += [] if m.accuracy is None else [f"accuracy {_percent(m.accuracy, 1)}"]
+    control = m.random.get(erased)
+    return ", ".join(parts) + ("" if control is None else f"; random {_percent(-control, 1)}")
+
+
+def _entangled(e: Event) -> list[tuple[float, str, str, str]]:
+    """The pairs of variables with the largest cosine, of all layers: at most `PAIRS` of them."""
+    found = [(c, a, b, layer) for layer, x in e.entanglement.items() for a, row in x.pairs.items() for b, c in row.items()]
+    return sorted(found, key=lambda pair: -pair[0])[:PAIRS]
+
+
+def _layer_lines(e: Event) -> Iterator[str]:
+    for layer, variables in e.mediation.items():
+        for erased, m in variables.items():
+            if text := _erasure_text(erased, m):
+                yield f"erase {erased} at {layer}: {text}"
+    if pairs := _entangled(e):
+        yield "most entangled: " + ", ".join(f"{a} and {b} at {layer} (cosine {c:.2f})" for c, a, b, layer in pairs)
+
+
+def _intervention_lines(e: Event) -> Iterator[str]:
+    for name, found in e.intervention.items():
+        gap = e.intervention_gap.get(name)
+        size = magnitude_of(found, e.task)
+        if size is not None:
+            checked = "" if gap is None else f", estimate off by {_signed(gap)}"
+            yield f"do({name}) = {_number(size)}{checked}"
+
+
 def _lines(e: Event) -> Iterable[str]:
     where = {"val": "validation", "train": "training", "probe": "probe set"}.get(e.mode, e.mode)
     yield f"after {e.step} steps, epoch {e.epoch}: n = {e.n}, {where}, {e.weights} weights"
@@ -276,12 +358,8 @@ def _lines(e: Event) -> Iterable[str]:
     shares = [f"{name} {_share_text(s)}" for name, s in e.contribution.items() if s.value is not None]
     if shares:
         yield "share of variance: " + ", ".join(shares)
-    for name, found in e.intervention.items():
-        gap = e.intervention_gap.get(name)
-        size = magnitude_of(found, e.task)
-        if size is not None:
-            checked = "" if gap is None else f", estimate off by {_signed(gap)}"
-            yield f"do({name}) = {_number(size)}{checked}"
+    yield from _intervention_lines(e)
+    yield from _layer_lines(e)
     if e.groups is not None:
         yield f"worst group {e.groups.worst_accuracy:.3f} ({e.groups.worst}), gap {e.groups.gap:.3f}"
     for note in e.notes:

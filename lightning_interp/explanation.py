@@ -44,7 +44,7 @@ def explain(
         inputs: what the model is given: a key, an index, a list of keys, or a function `(model, batch) -> output`; None: the
             first element of a tuple or list, else the batch itself.
         target: where the task's label sits in a batch.
-        measures: of "contribution", "decodability", "groups", "sensitivity", "intervention".
+        measures: of "contribution", "decodability", "groups", "entanglement", "sensitivity", "mediation", "intervention".
         weights: "balanced" or "natural".
         interactions: whether two-way products of variables are split from what is unexplained.
         pooling: how a layer's activation becomes one vector per sample.

@@ -27,11 +27,13 @@ class LayerResult:
         scores: {variable: Score}.
         directions: {variable: pattern `[width, d]`}, activation per unit of z.
         summary: the layer's statistics.
+        discrete: which variables make its groups.
     """
 
     scores: dict[str, Score]
     directions: dict[str, Tensor]
     summary: LayerSummary
+    discrete: tuple[bool, ...]
 
 
 def indicator_codes(f: Factor) -> Tensor:
@@ -174,7 +176,7 @@ class LayerReader:
                 scores[name] = replace(scores[name], drift=moved if math.isfinite(moved) else None)
         if decodability:
             scores |= {name: Score(None, note=why) for name, why in self.eq.design.unmeasurable.items()}
-        return LayerResult(scores, directions, layer)
+        return LayerResult(scores, directions, layer, tuple(self.discrete))
 
     # --- directions ---------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,23 @@ def equation(
         VariableError: a variable cannot be coded, or cannot be told apart from another.
     """
     design = code(rows.values, rows.count, names, kinds, level_names)
+    return _fitted(design, rows, weights, task, interactions, clustered)
+
+
+def refitted(eq: Equation, rows: Table) -> Equation:
+    """The equation fitted to other outputs, coded as it is, so that effects can be compared.
+
+    Args:
+        eq: the event's equation.
+        rows: outputs of samples of the same probe set.
+
+    Raises:
+        VariableError: two variables cannot be told apart on these rows.
+    """
+    return _fitted(eq.design, rows, eq.weights.mode, eq.task, eq.interactions, eq.clustered)
+
+
+def _fitted(design: Design, rows: Table, weights: str, task: str, interactions: bool, clustered: bool) -> Equation:
     weighed = sample_weights(design, rows.values, rows.count, weights)
     z = design.encode(rows.values)
     notes = [*design.unmeasurable.values(), *([weighed.note] if weighed.note else [])]
@@ -174,9 +191,7 @@ def contributions(eq: Equation) -> dict[str, Any]:
     classes = eq.rows.mean.shape[1]
     for f, value in zip(eq.design.factors, raw):
         block = slice(blocks[f.name].start + 1, blocks[f.name].stop + 1)
-        contrast = torch.zeros(len(f.contrasts()), len(eq.fit.coefficients), dtype=torch.float64)
-        contrast[:, block] = f.contrasts()
-        estimate = effects(eq.fit, contrast)
+        estimate = effects(eq.fit, contrast(eq, f))
         effect[f.name] = by_level(estimate, f, classes)
         per_output = level_spread(estimate.value) if f.kind == "categorical" else estimate.value[0]
         size[f.name] = magnitude(per_output, eq.task)
@@ -187,6 +202,15 @@ def contributions(eq: Equation) -> dict[str, Any]:
         "intercept": float(eq.fit.coefficients[0, 0]) if classes == 1 else None,
         "magnitude": size,
     }
+
+
+def contrast(eq: Equation, f: Factor) -> Tensor:
+    """What turns the equation's coefficients into a variable's effects, `[m, 1 + q]`."""
+    block = eq.design.blocks()[f.name]
+    width = eq.z.shape[1] if eq.fit is None else len(eq.fit.coefficients) - 1
+    out = torch.zeros(len(f.contrasts()), 1 + width, dtype=torch.float64)
+    out[:, block.start + 1 : block.stop + 1] = f.contrasts()
+    return out
 
 
 def _share(eq: Equation, f: Factor, value: float, block: slice, estimate: Estimate) -> Share:

@@ -16,21 +16,21 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of, module_names
 from lightning_interp.batches import Inputs, Place, moved
 from lightning_interp.collection import Collection
+from lightning_interp.entanglement import entanglements
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, nearest
-from lightning_interp.events import Event, magnitude_of
+from lightning_interp.events import Event
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
-from lightning_interp.passes import Caller, Replay, interventions, own_pass, sensitivities
+from lightning_interp.passes import OWN_PASS, Caller, OwnPasses, Replay, own_pass
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
 from lightning_interp.variables import Variable, check_variables
 from lightning_interp.watcher import Watch, Watcher
 
-MEASURES = ("contribution", "decodability", "groups", "sensitivity", "intervention")
+MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
-OWN_PASS = {"sensitivity", "intervention"}
 STATE_VERSION = 1
 _NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name: what is said once may count differently
 
@@ -46,7 +46,8 @@ class Monitor:
         target: where the task's label sits in a batch; None: the second element of a tuple or list, else what needs it is
             withheld.
         inputs: what passes of the library's own give the model, see `Inputs`.
-        measures: of "contribution", "decodability", "groups", "sensitivity", "intervention"; the last two run the model again.
+        measures: of "contribution", "decodability", "groups", "entanglement"; and of "sensitivity", "mediation",
+            "intervention", which run the model again.
         weights: "balanced" (every cell of the variables counts the same, where the cells allow it) or "natural".
         interactions: whether two-way products of variables are split from what is unexplained.
         pooling: how a layer's activation becomes one vector per sample, see `Pooling`.
@@ -207,7 +208,7 @@ class Monitor:
             return
         self._ever_committed = True
         self._collection.add(rows, self.window)
-        if OWN_PASS & set(self.measures):
+        if set(OWN_PASS) & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])
             self._replay.add(watch.batch, rows.keep, rows.finite, self.window)
 
@@ -280,9 +281,12 @@ class Monitor:
             skipped=skipped,
             groups=groups(eq) if "groups" in self.measures else None,
             decodability={name: r.scores for name, r in results.items() if r.scores},
+            entanglement=entanglements(results, eq) if "entanglement" in self.measures else {},
             **(fields if "contribution" in self.measures else {}),
         )
-        event = self._own_passes(event, eq, results, notes, fields["magnitude"])
+        if set(OWN_PASS) & set(self.measures):
+            event, said = self._own_passes().added(event, self.measures, eq, results, fields["magnitude"])
+            notes += said
         return replace(event, notes=tuple(dict.fromkeys(notes)))
 
     def _equation(self, rows: Table) -> Equation:
@@ -339,37 +343,10 @@ class Monitor:
                 raise LayerError(f"`layers`: {text}.{ran}")
             notes.append(text)
 
-    def _own_passes(
-        self,
-        event: Event,
-        eq: Equation,
-        results: Mapping[str, LayerResult],
-        notes: list[str],
-        size: Mapping[str, float],
-    ) -> Event:
-        if not OWN_PASS & set(self.measures):
-            return event
-        notes += [n for n in (self._replay.note(),) if n]
-        caller = Caller(self._watcher.model, self.inputs, self._watcher.output, self.pooling, self.context)
-        if "sensitivity" in self.measures:
-            found = sensitivities(caller, self._watcher.layers, results, eq, self._replay)
-            event = replace(event, sensitivity=found)
-            if self.pooling.liftable and self._replay.batches:
-                missing = [n for n, r in results.items() if r.directions and n not in found]
-                notes += [f"sensitivity at layer '{n}' withheld: no gradient reaches it" for n in missing]
-            if results and not self.pooling.liftable:
-                notes.append("sensitivity withheld: it is not defined for a pooling function")
-        if "intervention" in self.measures:
-            effect, said = interventions(
-                caller,
-                self.variables,
-                self._reader,
-                eq,
-                self._replay,
-            )
-            notes += said
-            event = replace(event, intervention=effect, intervention_gap=_gaps(effect, size, eq.task))
-        return event
+    def _own_passes(self) -> OwnPasses:
+        watcher = self._watcher
+        caller = Caller(watcher.model, self.inputs, watcher.output, self.pooling, self.context)
+        return OwnPasses(caller, watcher.layers, self.variables, self._reader, self._replay, self.seed)
 
     def _warn(self, event: Event) -> None:
         for name, why in ((n, e.note) for n, e in event.contribution.items() if e.value is None):
@@ -451,12 +428,3 @@ def _at_least(value: int, least: int, argument: str) -> int:
 def _thinned(history: tuple[Event, ...], most: int) -> tuple[Event, ...]:
     # Down-sampled, not cut off: the first and the latest stay, every other one between them goes.
     return history if len(history) <= most else (*history[:-1:2], history[-1])
-
-
-def _gaps(effect: Mapping[str, Any], size: Mapping[str, float], task: str) -> dict[str, float]:
-    out = {}
-    for name, found in effect.items():
-        true = magnitude_of(found, task)
-        if true is not None and name in size:
-            out[name] = size[name] - true
-    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,50 @@ class Groups:
     worst: str
     worst_accuracy: float
     gap: float
+
+
+@dataclass(frozen=True)
+class Mediation:
+    """What is left of every effect when one variable is erased at a layer.
+
+    Attributes:
+        gone: {variable: fraction of its effect that is gone}: 1 all of it, over 1 reversed, under 0 grown; None where withheld.
+        accuracy: change of the mean accuracy of the cells, −1…1; None without a target.
+        random: as `gone`, when a random subspace of equal rank is erased instead; mean over draws.
+        random_accuracy: as `accuracy`, for the random subspace.
+        rank: directions taken out.
+        weights: "balanced" or "natural", under which the eraser was fitted.
+        withheld: {variable: why its fraction is withheld}.
+        note: why everything is withheld, or how the numbers are to be read.
+    """
+
+    gone: dict[str, float | None]
+    accuracy: float | None = None
+    random: dict[str, float | None] = field(default_factory=dict)
+    random_accuracy: float | None = None
+    rank: int = 0
+    weights: str | None = None
+    withheld: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Entanglement:
+    """How far the variables share a layer.
+
+    Attributes:
+        cosine: mean absolute cosine between the variables' directions, 0…1; None where withheld.
+        pairs: {variable: {another: absolute cosine; of subspaces the mean over principal angles}}, each pair once.
+        collateral: {erased: {probed: R² of its probe that is lost}}.
+        participation: how many variables a neuron serves, 1…number of variables; mean over neurons by what they carry.
+        note: why something is withheld.
+    """
+
+    cosine: float | None
+    pairs: dict[str, dict[str, float]] = field(default_factory=dict)
+    collateral: dict[str, dict[str, float]] = field(default_factory=dict)
+    participation: float | None = None
+    note: str | None = None
 
 
 ByLevel = Effect | dict[str, Effect]

@@ -10,6 +10,8 @@ import torch
 
 from lightning_interp import Concept, Confounder, to_records
 from lightning_interp.events import Effect, Event, Groups, Score, Sensitivity, Share, magnitude_of
+from lightning_interp.monitor import MEASURES
+from lightning_interp.results import Entanglement, Mediation
 
 KEYS = ["step", "epoch", "measure", "layer", "variable", "by", "value", "low", "high", "note"]
 
@@ -44,6 +46,16 @@ def full() -> Event:
         },
         intervention={"moo": Effect(1.9, 1.8, 2.0), "breed": {"0": Effect(3.0), "1": Effect(4.0)}},
         intervention_gap={"moo": 0.1},
+        mediation={
+            "enc": {
+                "moo": Mediation({"moo": 0.9, "breed": None}, -0.1, {"moo": 0.1}, 0.01, 1, "natural", {"breed": "few"}),
+                "breed": Mediation({"moo": None}, note="nothing to erase"),
+            }
+        },
+        entanglement={
+            "enc": Entanglement(0.3, {"moo": {"breed": 0.3}}, {"moo": {"breed": 0.05}}, 1.5),
+            "two": Entanglement(None, note="one"),
+        },
         groups=Groups({"moo=0": 0.75, "moo=1": 0.5}, {"moo=0": 60, "moo=1": 60}, "moo=1", 0.5, 0.25),
         coding={"moo": {"kind": "binary", "levels": ["0", "1"], "center": 0.0, "scale": 1.0}},
         skipped=1,
@@ -57,8 +69,7 @@ def real() -> Event:
     batch = nets.probe(20)
     model = nets.Equation([[2.0, -1.0, 0.5, 0.3]], constant=-1)
     which = [Concept("moo"), Concept("tail"), Confounder("grass", intervention="nets:swap_grass")]
-    everything = ("contribution", "decodability", "groups", "sensitivity", "intervention")
-    return nets.measured(model, batch, which, layers=["encoder.0"], target="moo", measures=everything)
+    return nets.measured(model, batch, which, layers=["encoder.0"], target="moo", measures=MEASURES)
 
 
 @pytest.fixture(params=["full", "real"])
@@ -88,7 +99,7 @@ def test_to_dict_shares_nothing_with_the_event():
 
 
 def test_fields_of_a_later_version_are_left_out(event):
-    assert Event.from_dict({**event.to_dict(), "mediation": {"a": 1}}) == event
+    assert Event.from_dict({**event.to_dict(), "of a later version": {"a": 1}}) == event
 
 
 def test_fields_of_an_earlier_version_get_their_defaults():
@@ -145,7 +156,7 @@ def test_a_record_says_what_the_event_says():
 
 def test_what_was_withheld_is_none_with_a_note():
     withheld = [r for r in full().records() if r["value"] is None]
-    assert {r["measure"] for r in withheld} == {"contribution", "effect", "decodability"}
+    assert {r["measure"] for r in withheld} == {"contribution", "effect", "decodability", "mediation", "entanglement"}
     assert all(r["note"] for r in withheld)
 
 
@@ -168,6 +179,8 @@ def test_scalars_are_the_logged_keys_of_the_design():
         "sensitivity/enc/moo": 1.5,
         "sensitivity/enc/breed": 5.0,
         "tcav/enc/moo": 1.0,
+        "mediation/enc/moo/moo": 0.9,
+        "entanglement/enc": 0.3,
         "group/worst_accuracy": 0.5,
         "group/gap": 0.25,
         "group/accuracy/moo=0": 0.75,
@@ -207,9 +220,11 @@ def test_an_event_reads_as_an_equation():
     assert lines[2] == "share of variance: moo 60.0 % (debiased 59.0 %), unexplained 40.0 %"
     assert lines[3] == "do(moo) = 1.90, estimate off by + 0.10"
     assert lines[4] == "do(breed) = 5.00"
-    assert lines[5] == "worst group 0.500 (moo=1), gap 0.250"
-    assert lines[6] == "note: 1 batches were left out"
-    assert len(lines) == 7
+    assert lines[5] == "erase moo at enc: moo −90 %, accuracy −10.0 %; random −10.0 %"
+    assert lines[6] == "most entangled: moo and breed at enc (cosine 0.30)"
+    assert lines[7] == "worst group 0.500 (moo=1), gap 0.250"
+    assert lines[8] == "note: 1 batches were left out"
+    assert len(lines) == 9
 
 
 def test_the_text_of_a_real_event_holds_the_true_coefficients(real):

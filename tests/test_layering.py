@@ -27,6 +27,8 @@ ORDER = [
     "step_watcher",
     "passes",
     "loaders",
+    "entanglement",
+    "erasers",
     "layers",
     "measurement",
     "watcher",

@@ -18,7 +18,7 @@ from lightning_interp.errors import InterpError, LabelError, LayerError, ProbeSe
 from lightning_interp.events import Effect
 
 A, B, C, E = 2.0, -1.0, 0.5, 0.7  # moo, tail, grass, noise
-ALL = ("contribution", "decodability", "groups", "sensitivity", "intervention")
+ALL = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 
 
 def net(*rows, **options) -> Equation:

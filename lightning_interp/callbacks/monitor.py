@@ -33,9 +33,9 @@ class ConceptMonitor(Callback):
 
     Logged, to `trainer.callback_metrics` and to every logger: `contribution/{variable}` (share of output variance, 0…1),
     `effect/{variable}` (logits), `decodability/{layer}/{variable}`, `selectivity/…`, `decodability_accuracy/…`,
-    `decodability_auroc/…`, `drift/…`, `sensitivity/…`, `tcav/…`, `intervention/{variable}`, `group/worst_accuracy`,
-    `group/gap`, `group/accuracy/{cell}`. TensorBoard also gets the equation as text, a heat map, and one chart of all
-    contributions.
+    `decodability_auroc/…`, `drift/…`, `sensitivity/…`, `tcav/…`, `mediation/{layer}/{erased}/{variable}` (fraction of an effect
+    that is gone), `entanglement/{layer}` (mean cosine), `intervention/{variable}`, `group/worst_accuracy`, `group/gap`,
+    `group/accuracy/{cell}`. TensorBoard also gets the equation as text, a heat map, and one chart of all contributions.
 
     Args:
         variables: concepts and confounders.
@@ -48,7 +48,8 @@ class ConceptMonitor(Callback):
         data: "val" or "train" reads what the loop runs; a DataLoader or Dataset gets a pass of its own.
         every_n_epochs: epochs between events; None: every epoch, unless steps are given.
         every_n_train_steps: optimizer steps between events.
-        measures: of "contribution", "decodability", "groups"; "sensitivity" and "intervention" take passes of their own.
+        measures: of "contribution", "decodability", "groups", "entanglement"; and of "sensitivity", "mediation",
+            "intervention", which take passes of their own.
         weights: "balanced": every cell of the variables counts the same, where the cells allow it; or "natural".
         interactions: whether two-way products of variables are split from what is unexplained.
         pooling: how a layer's activation becomes one vector per sample: "mean", "first", "last", "masked_mean", or a function.

@@ -95,6 +95,26 @@ def leace(hh: Tensor, hz: Tensor, mean: Tensor, ridge: float = 0.0) -> Eraser:
     return Eraser(mean, solved @ torch.linalg.inv(q.T @ solved), q.T.clone())
 
 
+def random_leace(hh: Tensor, mean: Tensor, rows: Tensor, rank: int, generator: torch.Generator, ridge: float = 0.0) -> Eraser:
+    """Erase random labels: the control for `leace`, a random subspace of a given rank.
+
+    Its directions are covariances of the activation with columns of random numbers, so they are drawn from the activation's
+    own covariance, and the edit is as large as any of that rank, in units of that covariance: what erasing something takes that
+    means nothing.
+
+    Args:
+        hh: as in `leace`.
+        mean: as there.
+        rows: activations `[n, d]`.
+        rank: directions to take out.
+        generator: draws one number per row and direction.
+        ridge: as in `leace`.
+    """
+    labels = torch.randn(len(rows), rank, generator=generator, dtype=torch.float64).to(rows.device)
+    rows = rows.double() - rows.double().mean(0)
+    return leace(hh, rows.T @ labels / max(1, len(rows)) ** 0.5, mean, ridge)
+
+
 def _basis(hz: Tensor, size: float) -> Tensor:
     length = hz.norm(dim=0)
     kept = hz[:, length > DEPENDENT * size]

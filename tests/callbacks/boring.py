@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_interp import Concept, ConceptMonitor, Confounder
 
 LAYERS = ["encoder.0", "encoder.2"]
-ALL = ("contribution", "decodability", "groups", "sensitivity", "intervention")
+ALL = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 BATCH = 16
 TRAIN, VAL = 192, 160  # 12 and 10 batches
 

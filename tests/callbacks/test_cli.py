@@ -93,6 +93,12 @@ def test_variables_by_class_path_are_what_the_yaml_says(tmp_path):
     assert found.monitor.measures == ("contribution", "groups", "intervention")
 
 
+def test_all_measures_are_built_from_yaml(tmp_path):
+    wanted = "measures: [contribution, decodability, groups, sensitivity, mediation, intervention, entanglement]"
+    (found,) = monitors(build(START + MONITOR.replace("measures: [contribution, groups, intervention]", wanted), tmp_path))
+    assert found.monitor.measures == boring.ALL
+
+
 def test_short_class_names_are_built_right_too(tmp_path):
     text = MONITOR.replace("lightning_interp.ConceptMonitor", "ConceptMonitor")
     text = text.replace("lightning_interp.Concept\n", "Concept\n").replace("lightning_interp.Confounder", "Confounder")

@@ -108,6 +108,8 @@ def test_a_watched_run_has_the_same_bits(unwatched, data, schedule, options):
     assert len(watcher.history) >= 2
     assert all(value.value is not None for value in watcher.latest.intervention.values())
     assert watcher.latest.sensitivity
+    assert all(m.rank == 1 for found in watcher.latest.mediation.values() for m in found.values())  # each was erased
+    assert all(e.cosine is not None for e in watcher.latest.entanglement.values())
     assert differing(watched, unwatched(**options)) == []
 
 
@@ -148,6 +150,8 @@ def keys(measures, first):
     if "sensitivity" in measures:
         at_layers += ["sensitivity", "tcav"]
         out.add("intervention/grass")
+        out |= {f"entanglement/{layer}" for layer in boring.LAYERS}
+        out |= {f"mediation/{layer}/{a}/{b}" for layer in boring.LAYERS for a in NAMES for b in NAMES}
     out |= {f"{measure}/{layer}/{v}" for measure in at_layers for layer in boring.LAYERS for v in NAMES}
     cells = {f"group/accuracy/moo={a},grass={b}" for a in (0, 1) for b in (0, 1)}
     return out | cells | {"group/worst_accuracy", "group/gap"}
@@ -267,6 +271,15 @@ def test_tensorboard_gets_text_heat_map_and_layout(tmp_path):
     assert images[0].encoded_image_string != images[2].encoded_image_string
     (layout,) = found.Tensors("custom_scalars__config__")
     assert b"run/contribution/(moo|grass|interactions|unexplained)" in layout.tensor_proto.string_val[0]
+
+
+def test_what_erasing_does_is_a_line_of_the_text(tmp_path):
+    watcher = monitor(measures=ALL)
+    fit(watcher, logger=TensorBoardLogger(tmp_path, name="", version=""), max_epochs=1)
+    (text,) = read(tmp_path).Tensors("equation/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert "erase grass at encoder.0: grass −" in shown
+    assert "most entangled: moo and grass at encoder." in shown
 
 
 def test_the_warning_is_also_a_tensorboard_text(tmp_path):

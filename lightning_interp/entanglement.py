@@ -1,0 +1,70 @@
+"""What an event says of how far its variables share a layer, from the moments that it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+
+from lightning_interp.erasers import layer_erasers
+from lightning_interp.functional.entanglement import collateral, contributions, participation, subspace_cosine
+from lightning_interp.functional.moments import cross
+from lightning_interp.functional.probe import stack
+from lightning_interp.layers import LayerResult, target_of
+from lightning_interp.measurement import Equation, number
+from lightning_interp.results import Entanglement
+
+
+def entanglements(results: Mapping[str, LayerResult], eq: Equation) -> dict[str, Entanglement]:
+    """The entanglement of every layer whose directions are known; costs no pass.
+
+    Args:
+        results: {layer: directions and statistics}.
+        eq: the event's equation.
+    """
+    return {name: _layer(result, eq) for name, result in results.items() if result.directions}
+
+
+def _layer(result: LayerResult, eq: Equation) -> Entanglement:
+    names = list(result.directions)
+    if len(names) < 2:
+        return Entanglement(None, note="withheld: fewer than two variables")
+    pairs: dict[str, dict[str, float]] = {}
+    for a, b in combinations(names, 2):
+        cosine = subspace_cosine(result.directions[a], result.directions[b])
+        if math.isfinite(cosine):
+            pairs.setdefault(a, {})[b] = cosine
+    known = [c for row in pairs.values() for c in row.values()]
+    if not known:
+        return Entanglement(None, note="withheld: the activation does not vary with the variables")
+    return Entanglement(sum(known) / len(known), pairs, _collateral(result, eq), _participation(result, eq))
+
+
+def _participation(result: LayerResult, eq: Equation) -> float | None:
+    _, m = result.summary.total(result.discrete)
+    spreads = [eq.spread.zz[block, block] for block in eq.design.blocks().values()]
+    squares = contributions(list(result.directions.values()), spreads, m.gram.diagonal() / m.count[0])
+    return number(participation(squares)[1])
+
+
+def _collateral(result: LayerResult, eq: Equation) -> dict[str, dict[str, float]]:
+    """{erased: {probed: R² lost}}, R² below 0 as 0; the erasers fitted to all rows, the probes cross-fitted."""
+    folds = result.summary.folds
+    if min(float(m.count[0]) for m in folds) < 2:
+        return {}
+    factors = eq.design.factors
+    known = [
+        stack([cross(m, target_of(f, keys, result.discrete, indicators=True)) for f in factors])
+        for keys, m in zip(result.summary.keys, folds)
+    ]
+    widths = torch.tensor([len(f.levels) if f.kind == "categorical" else 1 for f in factors]).cumsum(0).tolist()
+    blocks = [slice(a, b) for a, b in zip([0, *widths], widths)]
+    erasers = layer_erasers(result, eq).erasers
+    before, after = collateral(folds, known, blocks, list(erasers.values()))
+    lost = {
+        erased: dict(zip((f.name for f in factors), row))
+        for erased, row in zip(erasers, (before.clamp_min(0) - after.clamp_min(0)).tolist())
+    }
+    return {erased: {n: v for n, v in row.items() if math.isfinite(v)} for erased, row in lost.items()}

@@ -1,0 +1,111 @@
+"""Erasers of an event: what takes each variable out of a layer, fitted to the moments that the event has."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_interp.errors import VariableError
+from lightning_interp.functional.coding import Factor
+from lightning_interp.functional.erasure import Eraser, balanced, balanced_leace, natural, partial_leace, random_leace
+from lightning_interp.functional.moments import Moments
+from lightning_interp.layers import LayerResult
+from lightning_interp.measurement import Equation
+from lightning_interp.metrics.layer import is_cell
+
+RIDGE = 1e-2  # as `EraseConfounder` has it: this is its preview
+_NOTHING_LEFT = 1e-9  # share of the activation's variance under which all of it was erased
+
+
+class LayerErasers(NamedTuple):
+    """What can be erased at one layer.
+
+    Attributes:
+        erasers: {variable: Eraser}.
+        weights: "balanced" or "natural", under which they were fitted.
+        withheld: {variable: why there is none}.
+        hh: covariance of the activation under those weights, `[d, d]`.
+        mean: its mean, `[d]`.
+    """
+
+    erasers: dict[str, Eraser]
+    weights: str
+    withheld: dict[str, str]
+    hh: Tensor
+    mean: Tensor
+
+
+def layer_erasers(result: LayerResult, eq: Equation) -> LayerErasers:
+    """LEACE of every variable at a layer: balanced over the cells where the event's weights are, else given the others.
+
+    Args:
+        result: the layer's statistics.
+        eq: the event's equation.
+    """
+    found = _cells(result, eq)
+    if found is None:
+        _, m = result.summary.total(result.discrete)
+        why = "withheld: too many cells for an eraser"
+        return LayerErasers({}, "natural", {f.name: why for f in eq.design.factors}, m.gram / m.count[0], m.hidden[0])
+    m, codes = found
+    weights = "balanced" if eq.weights.mode == "balanced" and not m.columns else "natural"
+    fit = balanced_leace if weights == "balanced" else partial_leace
+    erasers: dict[str, Eraser] = {}
+    withheld: dict[str, str] = {}
+    for f in eq.design.factors:
+        try:
+            eraser = fit(m, codes, _columns(f, eq, result), RIDGE)
+        except VariableError as problem:
+            withheld[f.name] = f"withheld: {problem}"
+            continue
+        if not eraser.rank:
+            withheld[f.name] = f"withheld: nothing of '{f.name}' is in the layer's activation"
+        elif _left(m, eraser) < _NOTHING_LEFT:
+            withheld[f.name] = f"withheld: the activation has no more than the {eraser.rank} dimensions that would be erased"
+        else:
+            erasers[f.name] = eraser
+    s = balanced(m, codes) if weights == "balanced" else natural(m, codes)
+    return LayerErasers(erasers, weights, withheld, s.hh, s.h)
+
+
+def random_erasers(found: LayerErasers, rows: Tensor, rank: int, draws: int, seed: int) -> list[Eraser]:
+    """Erasers of random subspaces, the control: the same for the same seed.
+
+    Args:
+        found: what can be erased at the layer.
+        rows: activations to draw from, `[n, d]`, in an order that does not depend on batches or processes.
+        rank: directions to take out.
+        draws: how many.
+        seed: of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [random_leace(found.hh, found.mean, rows, rank, generator, RIDGE) for _ in range(draws)]
+
+
+def _cells(result: LayerResult, eq: Equation) -> tuple[Moments, Tensor] | None:
+    """The moments by cell and the codes of each cell, `[cells, q]`; None where the layer keeps no joint cells."""
+    keys, m = result.summary.total(result.discrete)
+    cells = is_cell(keys, result.discrete).nonzero().flatten()
+    if eq.design.discrete and not len(cells):
+        return None
+    none = torch.zeros(len(cells), 0, dtype=torch.float64)
+    codes = [f.level_codes()[f.level_index(keys[cells, f.column])] for f in eq.design.discrete]
+    return m.select(torch.cat([torch.zeros(1, dtype=torch.int64), cells])), torch.cat([none, *codes], dim=1)
+
+
+def _columns(f: Factor, eq: Equation, result: LayerResult) -> list[int]:
+    """Where a variable's columns stand: those of the discrete ones, then the continuous ones."""
+    if not f.discrete:
+        codes = sum(g.width for g in eq.design.discrete)
+        return [codes + [j for j, discrete in enumerate(result.discrete) if not discrete].index(f.column)]
+    start = sum(g.width for g in eq.design.discrete if g.column < f.column)
+    return list(range(start, start + f.width))
+
+
+def _left(m: Moments, e: Eraser) -> float:
+    """Share of the activation's variance that is left: tr((I − RW)'G(I − RW))/tr G, W's rows orthonormal."""
+    read = m.gram @ e.read
+    total = m.gram.diagonal().sum()
+    return float((total - 2 * (read.T * e.write).sum() + (e.read * read).sum()) / total)
