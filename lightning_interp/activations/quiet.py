@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,32 @@ def eager(model: nn.Module, needed: bool | None = None) -> Iterator[None]:
     if not (compiled(model) if needed is None else needed):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    _STANCE.enter()
+    try:
         yield
+    finally:
+        _STANCE.leave()
+
+
+class _Stance:
+    """The compiler's stance, eager while anybody needs it: several may end in another order than they began."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._stack = ExitStack()
+
+    def enter(self) -> None:
+        if self._inside == 0:
+            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+        if self._inside == 0:
+            self._stack.close()
+
+
+_STANCE = _Stance()
 
 
 @contextmanager
@@ -66,12 +90,15 @@ def compiled(model: nn.Module) -> bool:
     """Whether some part of the model is compiled."""
     if "torch._dynamo" not in sys.modules:
         return False
-    return any(
-        hasattr(m, "_orig_mod")
-        or getattr(m, "_compiled_call_impl", None) is not None
-        or hasattr(m.forward, "_torchdynamo_orig_callable")
-        for m in model.modules()
-    ) or hasattr(model, "_compiler_ctx")
+    return (
+        any(
+            hasattr(m, "_orig_mod")
+            or getattr(m, "_compiled_call_impl", None) is not None
+            or hasattr(m.forward, "_torchdynamo_orig_callable")
+            for m in model.modules()
+        )
+        or getattr(model, "_compiler_ctx", None) is not None
+    )
 
 
 class Draws:

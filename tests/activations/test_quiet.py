@@ -6,6 +6,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryPrecision, BinaryRecall
@@ -232,3 +233,22 @@ def test_a_wrapped_module_counts_as_compiled():
     with eager(net):
         assert torch.compiler.is_compiling() is False
         net(X)
+
+
+def test_eager_ends_when_the_last_of_several_ends_in_any_order():
+    from torch._dynamo import eval_frame
+
+    first, second = eager(nn.Linear(1, 1), True), eager(nn.Linear(1, 1), True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert eval_frame._stance.stance == "force_eager"
+    second.__exit__(None, None, None)
+    assert eval_frame._stance.stance == "default"
+
+
+def test_a_lightning_module_is_not_compiled_because_it_could_be():
+    import torch._dynamo  # once it is there, modules are looked at
+
+    assert not compiled(LightningModule())
+    assert compiled(nn.Sequential(torch.compile(nn.Linear(1, 1), backend="eager")))
