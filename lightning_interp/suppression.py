@@ -18,8 +18,7 @@ from lightning_interp.budget import Budget, Reading, check_measure, reading
 from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, VariableError
 from lightning_interp.events import Event
-from lightning_interp.functional.coding import Factor
-from lightning_interp.held_out import held_out_coefficients
+from lightning_interp.held_out import HeldOut
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
 from lightning_interp.reading import Reader
 from lightning_interp.recent import Recent
@@ -121,6 +120,7 @@ class Suppression:
         self.before: Event | None = None
         self.measured: Event | None = None
         self.concepts = [v.name for v in given if v.should_matter] or [v.name for v in given]
+        self._held_out = HeldOut()
         self._reweight = BalancedReweighting()
         self._begun = False  # whether the penalty was ever in force
         self._in_force = False  # whether it was since the last measurement
@@ -296,7 +296,7 @@ class Suppression:
                 watcher.hidden(taken),
                 (lambda: watcher.intervened(taken, self.confounder.intervened)) if self.term.needs_intervention else None,
                 (lambda task, direction: self._along(taken, task, direction)) if self.term.needs_derivative else None,
-                self._held_out,
+                self._held_out.aim,
             )
         except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
             if not self._worked:
@@ -333,11 +333,6 @@ class Suppression:
                 "and the penalty has no effect"
             )
         return found
-
-    def _held_out(self, factor: Factor, outputs: int) -> Tensor | None:
-        if self.budget is None or self.measured is None or self.measured.mode == "train":
-            return None
-        return held_out_coefficients(self.measured, factor, outputs)
 
     def _check_losses(self, step: Step, loss: Tensor | None) -> None:
         if step.losses is None:
@@ -408,6 +403,8 @@ class Suppression:
         self._reference = self._reference * FADING
         if self.budget is None:
             return
+        if event.mode != "train":
+            self._held_out.take(event)
         if not self._begun:
             self.budget.start(now)
         if acted:
@@ -487,6 +484,7 @@ class Suppression:
             "measured": None if self.measured is None else self.measured.to_dict(),
             "in_force": [self._begun, self._in_force, self._used],
             "reference": self._reference,
+            "held_out": self._held_out.state_dict(),
             "said": sorted(self._said),
         }
 
@@ -497,6 +495,7 @@ class Suppression:
         self._worked = True
         self._said, self._reference = set(state["said"]), state["reference"]
         self._begun, self._in_force, self._used = state["in_force"]
+        self._held_out.load_state_dict(state["held_out"])
         if state["penalty"]:
             self.term.load_state_dict(state["penalty"])
         if self.budget is not None and state["budget"] is not None:

@@ -40,7 +40,7 @@ class TrainingSteps:
         hidden: Tensor | None,
         intervened: Callable[[], Tensor] | None,
         along: Callable[[str, Tensor], Tensor] | None,
-        held_out: Callable[[Factor, int], Tensor | None],
+        aim: Callable[[Factor, Tensor, Tensor], Tensor | None],
     ) -> Step | None:
         """Take a batch in.
 
@@ -51,7 +51,7 @@ class TrainingSteps:
             hidden: as in `Step`.
             intervened: as in `Step`, but gives the raw output.
             along: as in `Step`, but is told the task first.
-            held_out: gives the confounder's coefficients from its coding and the number of outputs.
+            aim: gives the confounder's coefficients to aim at, from its coding, what is explained, and the columns of z.
 
         Returns:
             The `Step`; None while a variable has shown one value only.
@@ -87,7 +87,7 @@ class TrainingSteps:
             None if intervened is None else lambda: explain_output(intervened(), None, task).output,
             hidden,
             None if along is None else lambda direction: along(task, direction),
-            held_out(factors[0], explained.output.shape[1]),
+            aim(factors[0], explained.output.detach(), coded.z),
             task,
             self.design.separable(factors),
         )

@@ -12,7 +12,8 @@ from lightning_interp.batches import text_key
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import Factor
 from lightning_interp.functional.outputs import explain_output
-from lightning_interp.held_out import held_out_coefficients
+from lightning_interp.held_out import HeldOut, held_out_coefficients
+from lightning_interp.results import Effect
 
 
 def rows(n=240, levels=3, text=False, seed=0):
@@ -138,3 +139,46 @@ def test_none_where_the_event_withheld_them():
     event, _ = event_of(batch, "place", 1, [])  # two rows, two parameters
     assert event.effect["place"].value is None
     assert held_out_coefficients(event, Factor("place", "binary", 0, (0.0, 1.0), ("0", "1")), 1) is None
+
+
+# --- HeldOut ----------------------------------------------------------------------------------------------------------
+
+
+def training(coefficient, n=400, seed=0):
+    """A batch whose output goes up by so much from grass 0 to grass 1."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randint(2, (n, 2), generator=g).double() - 0.5
+    return coefficient * z[:, :1] + 2 * z[:, 1:] + 0.01 * torch.randn(n, 1, generator=g, dtype=torch.float64), z
+
+
+def measured(value, step=0):
+    coding = {"grass": {"kind": "binary", "levels": ["0", "1"], "values": [0.0, 1.0], "center": 0.0, "scale": 1.0}}
+    return Event(step, 0, 100, "balanced", "val", "binary", effect={"grass": Effect(value)}, coding=coding)
+
+
+GRASS = Factor("grass", "binary", 0, (0.0, 1.0), ("0", "1"))
+
+
+def test_the_aim_makes_up_for_the_gap_between_training_and_held_out_data():
+    h = HeldOut()
+    assert h.aim(GRASS, *training(0.5)) is None
+    h.take(measured(3.0))
+    assert float(h.aim(GRASS, *training(0.5, seed=1))) == pytest.approx(0.5 - 3.0, abs=0.01)
+    for seed in range(2, 12):  # it stands until the next measurement, whatever training does
+        assert float(h.aim(GRASS, *training(-2.0, seed=seed))) == pytest.approx(-2.5, abs=0.01)
+    h.take(measured(1.0))
+    assert float(h.aim(GRASS, *training(-2.0))) == pytest.approx(-3.0, abs=0.1)
+
+
+def test_the_aim_goes_on_after_a_resume_and_stands_where_an_event_holds_nothing():
+    whole, half, resumed = HeldOut(), HeldOut(), HeldOut()
+    for h in (whole, half):
+        h.aim(GRASS, *training(0.5))
+        h.take(measured(3.0))
+    resumed.load_state_dict(half.state_dict())
+    for seed in range(3):
+        one, other = (h.aim(GRASS, *training(0.0, seed=seed)) for h in (whole, resumed))
+        assert torch.equal(one, other)
+    whole.take(measured(None))
+    assert torch.equal(whole.aim(GRASS, *training(0.0)), one)
+    assert whole.aim(GRASS, training(0.0)[0].repeat(1, 3), training(0.0)[1]) is None  # another number of outputs

@@ -21,6 +21,7 @@ ORDER = [
     "monitor",
     "training_steps",
     "penalties",
+    "running_pattern",
     "training_design",
     "cell_moments",
     "summaries",

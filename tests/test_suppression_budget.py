@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lightning_interp import Concept, Confounder, Monitor, Suppression
 from lightning_interp.errors import InterpWarning
 from lightning_interp.events import Event
+from lightning_interp.functional.direction import told_apart
 from lightning_interp.penalties import (
     ContributionPenalty,
     GradientPenalty,
@@ -20,9 +21,9 @@ from lightning_interp.penalties import (
     InvariancePenalty,
     Step,
 )
-from lightning_interp.penalties.contribution import coefficients, told_apart
-from lightning_interp.penalties.gradient import RunningPattern
+from lightning_interp.penalties.contribution import coefficients, halves
 from lightning_interp.results import Effect, Groups, Share
+from lightning_interp.running_pattern import RunningPattern
 
 GRASS, MOO = Confounder("grass", intervention=swap_grass), Concept("moo")
 
@@ -101,43 +102,44 @@ def test_the_multiplier_moves_and_the_share_falls(name, on, limit):
 # --- the held-out form ------------------------------------------------------------------------------------------------
 
 
-def step(n=64, c=3, held_out=None, z=None):
+def step(n=256, c=3, aim=None, window=None):
     g = torch.Generator().manual_seed(0)
     output = torch.randn(n, c, generator=g, dtype=torch.float64, requires_grad=True)
-    z = torch.randint(2, (n, 3), generator=g).double() - 0.5 if z is None else z
-    cell = torch.zeros(n, dtype=torch.int64)
-    return Step(output, z, 2, cell, 1, torch.ones(1), None, None, None, held_out=held_out)
+    z = torch.randint(2, (n, 3), generator=g).double() - 0.5
+    return Step(output, z, 2, torch.zeros(n, dtype=torch.int64), 1, torch.ones(1), window, None, None, aim=aim)
 
 
-def test_its_gradient_is_that_of_the_square_with_the_held_out_coefficient_in_front():
-    held_out = torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    s = step(held_out=held_out)
-    now = coefficients(s.output, s.z, 2)
-    term = ContributionPenalty()(s)
-    assert float(term.detach()) == pytest.approx(float((now * held_out).sum().detach()), rel=1e-12)
-    (found,) = torch.autograd.grad(term, s.output, retain_graph=True)
-    wanted = torch.zeros_like(found)
-    for j in range(2):
-        for k in range(3):
-            wanted += 2 * held_out[j, k] * torch.autograd.grad(now[j, k], s.output, retain_graph=True)[0]
-    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-15)
-    # one small step against it takes the batch's coefficient the way that makes the held-out one smaller
-    after = coefficients(s.output.detach() - 1e-3 * found, s.z, 2)
-    assert float(((after - now.detach()) * held_out).sum()) < 0
+AIM = torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_a_batch_in_which_the_confounder_goes_with_the_others_has_no_held_out_term():
-    held_out = torch.ones(2, 3, dtype=torch.float64)
+def test_with_an_aim_it_is_the_product_of_what_two_halves_lack_of_it():
+    s = step(aim=AIM)
+    second = halves(s.cell)
+    a, b = (coefficients(s.output[rows], s.z[rows], 2, 0.0) for rows in (~second, second))
+    term = ContributionPenalty(ridge=0.0)(s)
+    assert float(term.detach()) == pytest.approx(float(((a - AIM) * (b - AIM)).sum().detach()), rel=1e-9)
+
+
+def test_with_an_aim_small_batches_are_crossed_with_the_window_in_the_same_way():
+    before = step(c=3)
+    s = step(n=64, aim=AIM, window=(before.output.detach(), before.z, before.cell))
+    now, past = coefficients(s.output, s.z, 2, 0.0), coefficients(before.output.detach(), before.z, 2, 0.0)
+    term = ContributionPenalty(ridge=0.0)(s)
+    assert float(term.detach()) == pytest.approx(float(((now - AIM) * (past - AIM)).sum().detach()), rel=1e-9)
+    (found,) = torch.autograd.grad(term, s.output)
+    (wanted,) = torch.autograd.grad((2 * now * (past - AIM)).sum(), s.output)
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_columns_that_go_with_the_others_are_not_told_apart():
     z = step().z
     together, constant, given = z.clone(), z.clone(), z.clone()
     together[:, 1] = together[:, 2]
     constant[:, 0] = 0.5
     given[:, 2] = 0.5  # only a given variable shows one value: the confounder's columns are still their own
-    assert ContributionPenalty()(step(held_out=held_out, z=together)) is None
-    assert ContributionPenalty()(step(held_out=held_out, z=constant)) is None
-    assert ContributionPenalty()(step(held_out=held_out, z=given)) is not None
-    x = torch.cat([z, torch.ones(64, 1)], dim=1)
-    assert told_apart(x.T @ x, 2)
+    for columns, wanted in ((z, True), (together, False), (constant, False), (given, True)):
+        x = torch.cat([columns, torch.ones(len(z), 1)], dim=1)
+        assert told_apart(x.T @ x, 2) == wanted
 
 
 def memorised(held_out):
@@ -164,8 +166,7 @@ def test_held_out_data_sees_what_memorised_counter_examples_hide():
     assert known == known_too == 1
     assert abs(coefficient) < 1
     assert halves[-1] > 0.2 > halves[0]
-    assert held_out[-1] < 0.03
-    assert sum(held_out[:3]) / 3 > 0.08
+    assert held_out[-1] < 0.5 * halves[-1]
 
 
 # --- what it observes -------------------------------------------------------------------------------------------------
@@ -223,12 +224,12 @@ def test_only_above_before_and_after_the_first_measurement():
 
 
 @pytest.mark.parametrize(("mode", "known"), [("val", True), ("probe", True), ("train", False)])
-def test_the_coefficients_are_those_of_data_that_is_not_trained_on(mode, known):
+def test_the_aim_is_by_what_data_that_is_not_trained_on_shows(mode, known):
     seen = []
 
     class Look(ContributionPenalty):
         def __call__(self, step):
-            seen.append(step.held_out)
+            seen.append((step.aim, step.output.detach(), step.z))
             return super().__call__(step)
 
     for options in ({"budget": 0.1}, {"weight": 1.0}):
@@ -238,11 +239,12 @@ def test_the_coefficients_are_those_of_data_that_is_not_trained_on(mode, known):
             warnings.simplefilter("ignore", InterpWarning)
             s.observe(event(0.5, mode=mode))
         act(s)
-        assert seen[-2] is None
-        if known and s.budget:
-            assert float(seen[-1]) == pytest.approx(1.5)
+        assert seen[-2][0] is None
+        if known and s.budget:  # what was seen in training up to the measurement, less what was measured
+            _, output, z = seen[-2]
+            assert float(seen[-1][0]) == pytest.approx(float(coefficients(output, z, 1, 1e-6)) - 1.5, rel=1e-9)
         else:
-            assert seen[-1] is None
+            assert seen[-1][0] is None
 
 
 def test_what_is_withheld_is_said_once():

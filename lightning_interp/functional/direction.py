@@ -24,6 +24,17 @@ def pattern(zz: Tensor, zh: Tensor) -> Tensor:
     return torch.linalg.solve(zz, zh)
 
 
+def told_apart(moments: Tensor, width: int) -> bool:
+    """Whether the confounder's columns are no function of the others: where they are, a ridge shares out what is not theirs.
+
+    Args:
+        moments: of the columns `[z, 1]`, `[q + 1, q + 1]`.
+        width: number of the confounder's columns, which come first.
+    """
+    whole, rest = (torch.linalg.matrix_rank(m.double(), rtol=1e-6, hermitian=True) for m in (moments, moments[width:, width:]))
+    return int(whole - rest) == width
+
+
 def ridge_filter(hh: Tensor, zh: Tensor, ridge: float = 1e-2) -> Tensor:
     """Weights of a ridge probe, (S + αI)⁻¹c with α = ridge·tr(S)/d.
 

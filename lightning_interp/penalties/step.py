@@ -27,8 +27,8 @@ class Step:
         hidden: pooled activation of the layer, `[n, d]`, on the graph; None without a layer.
         along: gives the output's derivative along one direction per sample `[n, d]` at the layer, `[n, c]`, on the graph; None
             without a layer.
-        held_out: the confounder's coefficients as last measured on data that is not trained on, `[width, c]`; None unless a
-            budget is held.
+        aim: the confounder's coefficients that are to be reached in training so that those of held-out data are zero,
+            `[width, c]`; None: zero.
         task: "binary", "multiclass", "multilabel" or "regression".
         separable: whether the samples seen so far tell the confounder from the given variables.
     """
@@ -44,7 +44,7 @@ class Step:
     intervened: Callable[[], Tensor] | None
     hidden: Tensor | None = None
     along: Callable[[Tensor], Tensor] | None = None
-    held_out: Tensor | None = None
+    aim: Tensor | None = None
     task: str = "binary"
     separable: bool = True
 
