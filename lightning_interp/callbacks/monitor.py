@@ -318,7 +318,7 @@ class ConceptMonitor(Callback):
             if not hasattr(writer, "add_custom_scalars"):
                 continue
             if id(writer) not in self._writers:
-                self._writers[id(writer)] = EventWriter(writer, [v.name for v in self.monitor.variables], self.prefix)
+                self._writers[id(writer)] = EventWriter(writer, [v.name for v in self.monitor.labelled], self.prefix)
             self._writers[id(writer)].write(event, step, alarms)
 
     def _scalars(self, event: Event) -> dict[str, float]:
