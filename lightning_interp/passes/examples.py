@@ -2,7 +2,8 @@
 
 The two sets are read as a probe set of their own with one binary variable, z = ±½ for with and without. Its pattern is then the
 difference of the sets' mean activations (FastCAV, Schmalwasser et al. 2025), its probe is fitted on one half of the examples
-and scored on the other, and the test of a projection h·ḡ is Welch's two-sample test: HC2 with two cells.
+and scored on the other, and the test of a projection h·ḡ is HC2 with two cells: Welch's two-sample statistic, by Student's t
+with the degrees of freedom of Bell & McCaffrey (2002). It tells whether the sets differ along ḡ; not in what.
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ def read_examples(
             f"`examples` of '{variable.name}' expects at least {LEAST} finite examples in each set, got {n[0]} with it and "
             f"{n[1]} without."
         )
-    names = {variable.name: {0.0: "without", 1.0: "with"}}
-    eq = equation(rows, [variable.name], ["binary"], names, task)
+    eq = equation(rows, [variable.name], ["binary"], {}, task)
     notes = [f"'{variable.name}': only the first {max_samples} examples of a set are used"] if any(c for _, c in found) else []
     results, reader = {}, LayerReader(eq, [True])
     for name, summary in collection.summaries([True])[0].items():
