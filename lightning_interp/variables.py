@@ -33,8 +33,9 @@ class Variable(ABC):
             variable, and inputs that do not but are like them in all else: whatever else the sets differ in is taken for the
             variable. Each is a batch like the user's own (of which the model is given what `inputs` says), a `DataLoader` or a
             `Dataset` of such batches, or a function without arguments, or `"pkg.mod:function"`, that returns one of these and
-            is called once. It is measured at layers, by decodability (with drift), sensitivity and entanglement; what needs a
-            value for every sample (contribution, effect, groups, mediation, penalties, erasure) is not to be had.
+            is called once. It is measured at layers, by decodability (with drift), sensitivity and entanglement, its direction
+            being the difference of the sets' mean activations (FastCAV, Schmalwasser et al. 2025); what needs a value for
+            every sample (contribution, effect, groups, mediation, intervention, penalties, erasure, edits) is not to be had.
 
     Raises:
         VariableError: the name or the kind is not usable, or `examples` are not two sets, or stand beside what needs labels.

@@ -38,7 +38,8 @@ class ConceptMonitor(Callback):
     `group/accuracy/{cell}`. TensorBoard also gets the equation as text, a heat map, and one chart of all contributions.
 
     Args:
-        variables: concepts and confounders.
+        variables: concepts and confounders; at least one with labels. One with `examples` is measured at `layers`, in a pass
+            of the library's own over its examples at each event.
         layers: names or globs below the LightningModule (`*` stops at a dot, `**` does not); empty: only the output.
         output: the module whose output is explained; None: the result of the LightningModule's own forward.
         target: where the task's label sits in a batch; None: the second element of a tuple or list, else accuracy by group is

@@ -80,7 +80,7 @@ def read_examples(
     try:
         with own_pass(caller.model, gradients=False):
             for examples, value in zip(variable.example_sets(), (1.0, 0.0)):
-                cut = _run(caller, layers, examples, value, -(-max_samples // world()[1]), collection) or cut
+                cut = _run(caller, layers, examples, value, max_samples, collection) or cut
     except Exception as problem:  # the user's function, or the model on inputs that it was not made for
         own = isinstance(problem, VariableError)
         error = str(problem) if own else f"`examples` of '{variable.name}': {type(problem).__name__}: {problem}"
@@ -108,8 +108,10 @@ def read_examples(
 
 def _run(caller: Caller, layers: Mapping[str, Layer], examples: Any, value: float, most: int, collection: Collection) -> bool:
     """Run this process's share of one set; whether some examples were left out, being more than `most`."""
-    seen = 0
-    for batch in probe_loader(examples if isinstance(examples, (DataLoader, Dataset)) else [examples]):
+    seen, shared = 0, isinstance(examples, (DataLoader, Dataset))
+    if shared:
+        most = -(-most // world()[1])  # a batch is run by one process, as a whole
+    for batch in probe_loader(examples if shared else [examples]):
         if seen >= most:
             return True
         rows = _rows(caller, layers, batch, value)
