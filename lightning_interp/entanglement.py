@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import combinations
 
 import torch
+from torch import Tensor
 
 from lightning_interp.erasers import layer_erasers
 from lightning_interp.functional.entanglement import collateral, contributions, participation, subspace_cosine
@@ -17,29 +18,34 @@ from lightning_interp.measurement import Equation, number
 from lightning_interp.results import Entanglement
 
 
-def entanglements(results: Mapping[str, LayerResult], eq: Equation) -> dict[str, Entanglement]:
+def entanglements(
+    results: Mapping[str, LayerResult], eq: Equation, by_examples: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Entanglement]:
     """The entanglement of every layer whose directions are known; costs no pass.
 
     Args:
         results: {layer: directions and statistics}.
         eq: the event's equation.
+        by_examples: {layer: {variable without labels: its direction `[1, d]`}}: these have cosines only.
     """
-    return {name: _layer(result, eq) for name, result in results.items() if result.directions}
+    return {name: _layer(r, eq, by_examples.get(name, {})) for name, r in results.items() if r.directions}
 
 
-def _layer(result: LayerResult, eq: Equation) -> Entanglement:
-    names = list(result.directions)
-    if len(names) < 2:
+def _layer(result: LayerResult, eq: Equation, by_examples: Mapping[str, Tensor]) -> Entanglement:
+    directions = {**result.directions, **by_examples}
+    if len(directions) < 2:
         return Entanglement(None, note="withheld: fewer than two variables")
     pairs: dict[str, dict[str, float]] = {}
-    for a, b in combinations(names, 2):
-        cosine = subspace_cosine(result.directions[a], result.directions[b])
+    for a, b in combinations(directions, 2):
+        cosine = subspace_cosine(directions[a], directions[b])
         if math.isfinite(cosine):
             pairs.setdefault(a, {})[b] = cosine
     known = [c for row in pairs.values() for c in row.values()]
     if not known:
         return Entanglement(None, note="withheld: the activation does not vary with the variables")
-    return Entanglement(sum(known) / len(known), pairs, _collateral(result, eq), _participation(result, eq))
+    labelled = len(result.directions) > 1
+    rest = (_collateral(result, eq), _participation(result, eq)) if labelled else ({}, None)
+    return Entanglement(sum(known) / len(known), pairs, *rest)
 
 
 def _participation(result: LayerResult, eq: Equation) -> float | None:

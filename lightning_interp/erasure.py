@@ -33,7 +33,7 @@ from lightning_interp.penalties.contribution import halves
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader, token_mask
 from lightning_interp.training_design import TrainingDesign
-from lightning_interp.variables import Variable, check_variables
+from lightning_interp.variables import Variable, check_labelled, check_variables
 
 
 class Coding(NamedTuple):
@@ -172,6 +172,7 @@ class Erasure:
         ridge: float = 1e-2,
     ) -> None:
         self.variables = check_variables([confounder, *given])
+        check_labelled(self.variables, "an erasure")
         self.confounder = confounder
         if min(start_rows, memory_rows, every_n_steps) < 1:
             raise InterpError(

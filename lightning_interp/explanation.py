@@ -38,7 +38,7 @@ def explain(
     Args:
         model: the network.
         dataloader: batches, a `DataLoader` or a `Dataset`.
-        variables: concepts and confounders.
+        variables: concepts and confounders; at least one with labels.
         layers: names or globs of submodules to read.
         output: the module whose output is explained; None: what the model returns.
         inputs: what the model is given: a key, an index, a list of keys, or a function `(model, batch) -> output`; None: the

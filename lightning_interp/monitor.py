@@ -17,16 +17,17 @@ from lightning_interp.activations.select import device_of, module_names
 from lightning_interp.batches import Inputs, Place, moved
 from lightning_interp.collection import Collection
 from lightning_interp.entanglement import entanglements
-from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, nearest
+from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, VariableError, nearest
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
-from lightning_interp.passes import OWN_PASS, Caller, OwnPasses, Replay, own_pass
+from lightning_interp.passes import OWN_PASS, Caller, OwnPasses, Replay, Shown, own_pass, read_examples
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
-from lightning_interp.variables import Variable, check_variables
+from lightning_interp.results import Score
+from lightning_interp.variables import EXAMPLE_MEASURES, Variable, check_variables
 from lightning_interp.watcher import Watch, Watcher
 
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
@@ -40,7 +41,8 @@ class Monitor:
 
     Args:
         model: the network; None if it comes later, by `bind`.
-        variables: concepts and confounders.
+        variables: concepts and confounders; at least one with labels. One with `examples` is measured at `layers`, in a pass
+            of the library's own over its examples at each event.
         layers: names or globs of submodules to read (`*` stops at a dot, `**` does not); empty: only the output.
         output: the module whose output is explained; None: the result of the model's own forward.
         target: where the task's label sits in a batch; None: the second element of a tuple or list, else what needs it is
@@ -93,24 +95,27 @@ class Monitor:
         seed: int = 0,
     ) -> None:
         self.variables = check_variables(variables)
+        self.labelled = tuple(v for v in self.variables if v.examples is None)
+        self.by_examples = tuple(v for v in self.variables if v.examples is not None)
         self.patterns = [layers] if isinstance(layers, str) else list(layers)
         self.output = output
         self.measures = _known(measures, MEASURES, "measures")
         self.weights = _known([weights], ("balanced", "natural"), "weights")[0]
         self.interactions = interactions
         self.pooling = Pooling(pooling)
+        self._check_examples()
         self.max_samples = _at_least(max_samples, 2, "max_samples")
         self.max_events = _at_least(max_events, 2, "max_events")
         self.warn_above = warn_above
         self.seed = seed
         self.inputs = Inputs(inputs)
-        self._reader = Reader(self.variables, self.inputs, target, cluster, sample_id)
+        self._reader = Reader(self.labelled, self.inputs, target, cluster, sample_id)
         self.mode = "probe"
         self.window: int | None = None
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.history: tuple[Event, ...] = ()
         self._written: dict[int, dict[str, Any]] = {}
-        self._kinds = [v.kind for v in self.variables]
+        self._kinds = [v.kind for v in self.labelled]
         self._directions: dict[str, dict[str, Tensor]] = {}
         self._said: set[str] = set()
         self._ever_committed = False
@@ -120,6 +125,21 @@ class Monitor:
         self._bound: Watcher | None = None
         if model is not None:
             self.bind(model)
+
+    def _check_examples(self) -> None:
+        for v in self.by_examples:
+            if not self.labelled:
+                raise VariableError(
+                    f"`variables` expects at least one with labels; '{v.name}' has `examples`. The target itself will do: "
+                    "declare it as a Concept."
+                )
+            if not self.patterns:
+                raise VariableError(f"`layers` is empty: '{v.name}' has `examples`, which are measured at layers; name some.")
+            if not set(EXAMPLE_MEASURES) & set(self.measures):
+                raise VariableError(
+                    f"`measures={list(self.measures)}`: '{v.name}' has `examples`, and these measures need labels; add one of "
+                    f"{', '.join(EXAMPLE_MEASURES)}."
+                )
 
     # --- the model ----------------------------------------------------------------------------------------------------
 
@@ -267,7 +287,14 @@ class Monitor:
             self.say("batches with NaN or infinite outputs or activations are left out")
         if skipped:
             notes.append(f"{skipped} batches were left out")
+        shown = self._shown(eq, notes)
         results = self._layer_results(eq, notes)
+        by_examples: dict[str, dict[str, Tensor]] = {}
+        for s in shown:
+            for layer, r in s.results.items():
+                by_examples.setdefault(layer, {}).update(r.directions)
+        for layer, directions in by_examples.items():
+            self._directions.setdefault(layer, {}).update(directions)
         fields = contributions(eq)
         event = Event(
             step=step,
@@ -280,12 +307,12 @@ class Monitor:
             probe=self._collection.probe(),
             skipped=skipped,
             groups=groups(eq) if "groups" in self.measures else None,
-            decodability={name: r.scores for name, r in results.items() if r.scores},
-            entanglement=entanglements(results, eq) if "entanglement" in self.measures else {},
+            decodability=_scores([results, *(s.results for s in shown)]),
+            entanglement=entanglements(results, eq, by_examples) if "entanglement" in self.measures else {},
             **(fields if "contribution" in self.measures else {}),
         )
         if set(OWN_PASS) & set(self.measures):
-            event, said = self._own_passes().added(event, self.measures, eq, results, fields["magnitude"])
+            event, said = self._own_passes().added(event, self.measures, eq, results, fields["magnitude"], shown)
             notes += said
         return replace(event, notes=tuple(dict.fromkeys(notes)))
 
@@ -295,10 +322,10 @@ class Monitor:
         for known, theirs in gathered((self._collection.level_names, task)):
             task = task or theirs
             for j, levels in known.items():
-                names.setdefault(self.variables[j].name, {}).update(levels)
+                names.setdefault(self.labelled[j].name, {}).update(levels)
         return equation(
             rows,
-            [v.name for v in self.variables],
+            [v.name for v in self.labelled],
             self._kinds,
             names,
             task or "binary",
@@ -311,7 +338,7 @@ class Monitor:
         if not self._watcher.layers:
             return {}
         kinds = {f.name: f for f in eq.design.factors}
-        discrete = [kinds[v.name].discrete if v.name in kinds else self._guess(j, eq) for j, v in enumerate(self.variables)]
+        discrete = [kinds[v.name].discrete if v.name in kinds else self._guess(j, eq) for j, v in enumerate(self.labelled)]
         summaries, why = self._collection.summaries(discrete)
         if why:
             notes.append(why)
@@ -343,10 +370,33 @@ class Monitor:
                 raise LayerError(f"`layers`: {text}.{ran}")
             notes.append(text)
 
-    def _own_passes(self) -> OwnPasses:
+    def _shown(self, eq: Equation, notes: list[str]) -> list[Shown]:
+        """What the example sets say; an error at first, later a note."""
+        out = []
+        for v in self.by_examples:
+            notes.append(f"'{v.name}' has examples, no labels: no contribution")
+            before = {layer: {n: d for n, d in known.items() if n == v.name} for layer, known in self._directions.items()}
+            scored = "decodability" in self.measures
+            try:
+                found = read_examples(
+                    self._caller(), self._watcher.layers, v, eq.task, self.max_samples, self.seed, scored, before
+                )
+            except VariableError as problem:
+                if not any(before.values()):
+                    raise
+                notes.append(f"'{v.name}' withheld: {problem}")
+                continue
+            notes += found.notes
+            out.append(found)
+        return out
+
+    def _caller(self) -> Caller:
         watcher = self._watcher
-        caller = Caller(watcher.model, self.inputs, watcher.output, self.pooling, self.context)
-        return OwnPasses(caller, watcher.layers, self.variables, self._reader, self._replay, self.seed)
+        return Caller(watcher.model, self.inputs, watcher.output, self.pooling, self.context)
+
+    def _own_passes(self) -> OwnPasses:
+        watcher, caller = self._watcher, self._caller()
+        return OwnPasses(caller, watcher.layers, self.labelled, self._reader, self._replay, self.seed)
 
     def _warn(self, event: Event) -> None:
         for name, why in ((n, e.note) for n, e in event.contribution.items() if e.value is None):
@@ -409,6 +459,15 @@ class Monitor:
         self._said = set(state["said"])
         self._collection.task = state["task"]
         self._ever_committed = state["committed"]
+
+
+def _scores(parts: Sequence[Mapping[str, LayerResult]]) -> dict[str, dict[str, Score]]:
+    out: dict[str, dict[str, Score]] = {}
+    for results in parts:
+        for layer, r in results.items():
+            if r.scores:
+                out.setdefault(layer, {}).update(r.scores)
+    return out
 
 
 def _known(given: Sequence[str], known: Sequence[str], argument: str) -> tuple[str, ...]:

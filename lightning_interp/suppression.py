@@ -25,7 +25,7 @@ from lightning_interp.recent import Recent
 from lightning_interp.step_watcher import StepWatcher, Taken
 from lightning_interp.training_design import TrainingDesign
 from lightning_interp.training_steps import Losses, TrainingSteps
-from lightning_interp.variables import Variable, check_variables
+from lightning_interp.variables import Variable, check_labelled, check_variables
 
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next
@@ -99,6 +99,7 @@ class Suppression:
         self.variables = check_variables([confounder, *given])
         self.confounder = confounder
         self.term = ContributionPenalty() if penalty is None else penalty
+        check_labelled(self.variables, f"`penalty={self._kind}`")
         check_measure(budget_on)  # also where no budget is given: a wrong name is no choice
         self.budget = None if budget is None else Budget(budget, budget_on)
         self.only_above = only_above

@@ -15,6 +15,7 @@ from lightning_interp.errors import LabelError, VariableError, nearest
 Kind = Literal["auto", "binary", "categorical", "continuous"]
 RESERVED = ("interactions", "unexplained")
 KINDS = ("auto", "binary", "categorical", "continuous")
+EXAMPLE_MEASURES = ("decodability", "sensitivity", "entanglement")  # those that need no label of a sample
 
 
 class Variable(ABC):
@@ -28,9 +29,16 @@ class Variable(ABC):
             most 32 distinct whole numbers, categorical; everything else continuous.
         intervention: a function of the batch, or `"pkg.mod:function"`, that returns the batch with only this variable changed
             (a binary one flipped); the truth that the estimated effect is checked against.
+        examples: instead of labels two sets of inputs, (with, without), as in TCAV (Kim et al. 2018): inputs that show the
+            variable, and inputs that do not but are like them in all else: whatever else the sets differ in is taken for the
+            variable. Each is a batch like the user's own (of which the model is given what `inputs` says), a `DataLoader` or a
+            `Dataset` of such batches, or a function without arguments, or `"pkg.mod:function"`, that returns one of these and
+            is called once. It is measured at layers, by decodability (with drift), sensitivity and entanglement, its direction
+            being the difference of the sets' mean activations (FastCAV, Schmalwasser et al. 2025); what needs a value for
+            every sample (contribution, effect, groups, mediation, intervention, penalties, erasure, edits) is not to be had.
 
     Raises:
-        VariableError: the name or the kind is not usable.
+        VariableError: the name or the kind is not usable, or `examples` are not two sets, or stand beside what needs labels.
         InterpError: an import path leads nowhere.
     """
 
@@ -40,6 +48,7 @@ class Variable(ABC):
         label: str | int | Callable[[Any], Any] | None = None,
         kind: Kind = "auto",
         intervention: str | Callable[[Any], Any] | None = None,
+        examples: Sequence[Any] | None = None,
     ) -> None:
         if not isinstance(name, str) or not name.strip():
             raise VariableError(f"`name` expects a non-empty string, got {name!r}.")
@@ -53,6 +62,11 @@ class Variable(ABC):
         self.kind = kind
         self.label = name if label is None else label
         self.intervention = intervention
+        self.examples = examples
+        self._examples: list[Any] | None = None
+        if examples is not None:
+            given = {"label": label is not None, "kind": kind != "auto", "intervention": intervention is not None}
+            self._examples = _two_sets(name, examples, [argument for argument, was in given.items() if was])
         self._place = resolve_place(self.label, f"label of '{name}'")
         self._intervene: Callable[[Any], Any] | None = None
         if isinstance(intervention, str):
@@ -78,7 +92,9 @@ class Variable(ABC):
 
         Raises:
             LabelError: nothing stands at the label, or it is not one value per sample.
+            VariableError: the variable has examples, no labels.
         """
+        check_labelled([self], "a batch's labels")
         found = pick(batch, self._place, f"label of '{self.name}'")
         if is_text(found):
             # 2^-12 of a 64-bit hash: exact in float64, and the same on every rank without asking.
@@ -91,6 +107,25 @@ class Variable(ABC):
             )
         return values.reshape(-1).to(torch.float64) + 0.0, {}  # +0.0: −0.0 and 0.0 are one level
 
+    def example_sets(self) -> tuple[Any, Any]:
+        """The two sets, with the variable and without, each a batch, a `DataLoader` or a `Dataset`; functions are called once.
+
+        Raises:
+            VariableError: the variable has no examples, or a function returned none.
+        """
+        if self._examples is None:
+            raise VariableError(f"variable '{self.name}' has no `examples`; give it two sets, (with, without).")
+        for i, found in enumerate(self._examples):
+            if callable(found):
+                self._examples[i] = found = found()
+            if found is None or callable(found) or isinstance(found, (str, int, float)):
+                raise VariableError(
+                    f"`examples` of '{self.name}' expects a batch, a DataLoader, a Dataset, or a function that returns one of "
+                    f"these, got {found!r}."
+                )
+        one, other = self._examples
+        return one, other
+
     def intervened(self, batch: Any) -> Any:
         """The batch with only this variable changed.
 
@@ -102,6 +137,8 @@ class Variable(ABC):
         return self._intervene(batch)
 
     def __repr__(self) -> str:
+        if self.examples is not None:
+            return f"{type(self).__name__}({self.name!r}, examples=…)"
         return f"{type(self).__name__}({self.name!r}, label={self.label!r}, kind={self.kind!r})"
 
 
@@ -141,3 +178,37 @@ def check_variables(variables: Sequence[Variable]) -> tuple[Variable, ...]:
             raise VariableError(f"`variables` has two variables named '{v.name}'; every name must be its own.")
         seen.add(v.name)
     return tuple(variables)
+
+
+def check_labelled(variables: Sequence[Variable], wanted_by: str) -> None:
+    """Check that every variable has a value for every sample.
+
+    Args:
+        variables: to be checked.
+        wanted_by: what needs the values, for the error.
+
+    Raises:
+        VariableError: one has examples instead; the error says what they can be used for.
+    """
+    for v in variables:
+        if v.examples is not None:
+            raise VariableError(
+                f"{wanted_by} needs a value of '{v.name}' for every sample; it has `examples`, no labels. Give it a `label`; "
+                f"examples serve these measures of a monitor, at its `layers`: {', '.join(EXAMPLE_MEASURES)}."
+            )
+
+
+def _two_sets(name: str, examples: Any, beside: Sequence[str]) -> list[Any]:
+    """The two sets, import paths loaded."""
+    if beside:
+        raise VariableError(
+            f"variable '{name}': `examples` and `{beside[0]}` were both given; a variable has labels or examples, and only "
+            "labels have a kind and an intervention to be checked against."
+        )
+    if not isinstance(examples, (list, tuple)) or len(examples) != 2:
+        got = f"{len(examples)}" if isinstance(examples, (list, tuple)) else f"{type(examples).__name__}"
+        raise VariableError(f"`examples` of '{name}' expects two sets, (with, without), got {got}.")
+    for found in examples:
+        if isinstance(found, str) and ":" not in found:
+            raise VariableError(f"`examples` of '{name}' expects 'pkg.mod:function', got {found!r}.")
+    return [load_function(s, f"examples of '{name}'") if isinstance(s, str) else s for s in examples]

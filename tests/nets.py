@@ -42,6 +42,13 @@ class Equation(nn.Module):
         return self.head(self.encoder(x))
 
 
+def net_of_tanh() -> nn.Module:
+    """Four columns to two logits by `encoder.0`, linear, `encoder.1`, tanh, and a linear `head`."""
+    model = Equation([[1.0, 0.5, -0.4, 0.3], [-1.0, 0.2, 0.8, -0.3]])
+    model.encoder[1] = nn.Tanh()
+    return model
+
+
 def probe(counts: Mapping[tuple[int, int, int], int] | int = 20, seed: int = 0, noise: float = 1.0) -> dict[str, Tensor]:
     """Samples of moo, tail and grass in 0/1, with a noise column that sums to zero in every cell.
 
@@ -159,3 +166,12 @@ def first_token(a: Tensor) -> Tensor:
 
 def call_x(model: nn.Module, batch: Any) -> Any:
     return model(batch["x"])
+
+
+def with_stripes() -> Any:
+    """Inputs that show a fourth column of 2."""
+    return {"x": probe(6, seed=3)["x"] + torch.tensor([0.0, 0, 0, 2], dtype=torch.float64)}
+
+
+def without_stripes() -> Any:
+    return {"x": probe(5, seed=4)["x"]}

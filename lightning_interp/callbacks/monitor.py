@@ -38,7 +38,8 @@ class ConceptMonitor(Callback):
     `group/accuracy/{cell}`. TensorBoard also gets the equation as text, a heat map, and one chart of all contributions.
 
     Args:
-        variables: concepts and confounders.
+        variables: concepts and confounders; at least one with labels. One with `examples` is measured at `layers`, in a pass
+            of the library's own over its examples at each event.
         layers: names or globs below the LightningModule (`*` stops at a dot, `**` does not); empty: only the output.
         output: the module whose output is explained; None: the result of the LightningModule's own forward.
         target: where the task's label sits in a batch; None: the second element of a tuple or list, else accuracy by group is
@@ -318,7 +319,7 @@ class ConceptMonitor(Callback):
             if not hasattr(writer, "add_custom_scalars"):
                 continue
             if id(writer) not in self._writers:
-                self._writers[id(writer)] = EventWriter(writer, [v.name for v in self.monitor.variables], self.prefix)
+                self._writers[id(writer)] = EventWriter(writer, [v.name for v in self.monitor.labelled], self.prefix)
             self._writers[id(writer)].write(event, step, alarms)
 
     def _scalars(self, event: Event) -> dict[str, float]:

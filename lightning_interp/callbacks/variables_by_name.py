@@ -40,7 +40,7 @@ def measuring(trainer: Trainer, variables: Sequence[Variable], output: str | Non
     """
     wanted, found = {v.name for v in variables}, []
     for m in monitors_of(trainer):
-        names, theirs = {v.name for v in m.monitor.variables}, m.places["output"]
+        names, theirs = {v.name for v in m.monitor.labelled}, m.places["output"]
         same = theirs is None or output is None or theirs == output
         if variables[0].name in names and same and "contribution" in m.monitor.measures:
             found.append((not wanted <= names, m))

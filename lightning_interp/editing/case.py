@@ -30,7 +30,7 @@ from lightning_interp.loaders import probe_loader
 from lightning_interp.passes.replay import Caller, own_pass
 from lightning_interp.processes import gathered
 from lightning_interp.reading import Reader
-from lightning_interp.variables import Variable, check_variables
+from lightning_interp.variables import Variable, check_labelled, check_variables
 
 QUARTERS = 4
 
@@ -83,6 +83,7 @@ class Case:
     ) -> None:
         self.model, self.output, self.target = model, output, target
         self.variables = check_variables([variable, *given])
+        check_labelled(self.variables, "an edit")
         self.cluster, self.sample_id, self.seed = cluster, sample_id, seed
         self.weights = "balanced"
         self.pooling = Pooling(pooling)

@@ -9,6 +9,7 @@ from lightning_interp.activations.select import Layer
 from lightning_interp.events import ByLevel, Event, magnitude_of
 from lightning_interp.layers import LayerResult
 from lightning_interp.measurement import Equation
+from lightning_interp.passes.examples import Shown
 from lightning_interp.passes.intervention import interventions
 from lightning_interp.passes.mediation import mediations
 from lightning_interp.passes.replay import Caller, Replay
@@ -26,7 +27,7 @@ class OwnPasses:
     Attributes:
         caller: how the model is called.
         layers: {name: Layer}.
-        variables: all variables.
+        variables: those with labels.
         reader: reads values, target and sources from a batch.
         replay: the batches to run.
         seed: of random controls.
@@ -46,6 +47,7 @@ class OwnPasses:
         eq: Equation,
         results: Mapping[str, LayerResult],
         size: Mapping[str, float],
+        shown: Sequence[Shown] = (),
     ) -> tuple[Event, list[str]]:
         """The event with the numbers of its own passes, and notes.
 
@@ -55,15 +57,18 @@ class OwnPasses:
             eq: the event's equation.
             results: what is known of each layer.
             size: {variable: its effect as one number}.
+            shown: what the example sets said of the layers.
         """
         notes = [n for n in (self.replay.note(),) if n]
         if "sensitivity" in measures:
-            found = sensitivities(self.caller, self.layers, results, eq, self.replay)
+            parts = [(eq, results), *((s.eq, s.results) for s in shown)]
+            found = sensitivities(self.caller, self.layers, parts, self.replay)
             event = replace(event, sensitivity=found)
             if self.caller.pooling.liftable and self.replay.batches:
-                missing = [n for n, r in results.items() if r.directions and n not in found]
+                known = dict.fromkeys(n for _, read in parts for n, r in read.items() if r.directions)
+                missing = [n for n in known if n not in found]
                 notes += [f"sensitivity at layer '{n}' withheld: no gradient reaches it" for n in missing]
-            if results and not self.caller.pooling.liftable:
+            if any(read for _, read in parts) and not self.caller.pooling.liftable:
                 notes.append("sensitivity withheld: it is not defined for a pooling function")
         if "mediation" in measures:
             erased, said = mediations(self.caller, self.layers, results, eq, self.reader, self.replay, self.seed)

@@ -25,6 +25,8 @@ from lightning_interp.passes.replay import Caller, Replay, own_pass, placed
 from lightning_interp.processes import gathered
 from lightning_interp.reading import token_mask
 
+Part = tuple[Equation, Mapping[str, LayerResult]]  # an equation, and what is known of each layer by it
+
 
 class _Gradients:
     """Sums over samples of a layer's gradients, and how many are positive along each direction."""
@@ -64,8 +66,7 @@ class _Gradients:
 def sensitivities(
     caller: Caller,
     layers: Mapping[str, Layer],
-    results: Mapping[str, LayerResult],
-    eq: Equation,
+    parts: Sequence[Part],
     replay: Replay,
 ) -> dict[str, dict[str, dict[str, Sensitivity]]]:
     """The derivative of the output along every variable's direction at every layer: one backward pass per output.
@@ -73,25 +74,33 @@ def sensitivities(
     Args:
         caller: how the model is called.
         layers: {name: Layer}.
-        results: {name: directions and statistics}.
-        eq: the event's equation.
+        parts: the event's equation with what is known of each layer, and those of variables by examples.
         replay: the batches to run.
 
     Returns:
         {layer: {variable: {class or level: Sensitivity}}}.
     """
-    rows = {f.name: f.contrasts() for f in eq.design.factors}
-    known = {n: r for n, r in results.items() if r.directions and n in layers}
-    if not known or eq.fit is None or not caller.pooling.liftable:
+    known: dict[str, list[tuple[Equation, LayerResult]]] = {}
+    for eq, results in parts:
+        for n, r in results.items():
+            if r.directions and n in layers and eq.fit is not None:
+                known.setdefault(n, []).append((eq, r))
+    if not known or not caller.pooling.liftable:
         return {}
-    stacks = {n: torch.cat([rows[v] @ d for v, d in r.directions.items()]) for n, r in known.items()}
+    stacks = {n: torch.cat([_steps(eq, r) for eq, r in found]) for n, found in known.items()}
     sums = {n: _Gradients(stacks[n]) for n in known}
     with own_pass(caller.model, gradients=True):
         for batch, keep in replay.usable():
-            for name, g in _batch_gradients(caller, {n: layers[n] for n in known}, batch, eq.task).items():
+            for name, g in _batch_gradients(caller, {n: layers[n] for n in known}, batch, parts[0][0].task).items():
                 sums[name].add(g[:, keep.to(g.device)])
-    found = {n: s.merged() for n, s in sums.items()}
-    return _tested(eq, known, stacks, {n: s for n, s in found.items() if s.n})
+    merged = {n: s.merged() for n, s in sums.items()}
+    return _tested(known, stacks, {n: s for n, s in merged.items() if s.n})
+
+
+def _steps(eq: Equation, result: LayerResult) -> Tensor:
+    """All directions of a layer, one row per contrast, `[m, d]`."""
+    rows = {f.name: f.contrasts() for f in eq.design.factors}
+    return torch.cat([rows[v] @ d for v, d in result.directions.items()])
 
 
 def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, task: str) -> dict[str, Tensor]:
@@ -122,13 +131,17 @@ def _batch_gradients(caller: Caller, layers: Mapping[str, Layer], batch: Any, ta
 
 
 def _tested(
-    eq: Equation, results: Mapping[str, LayerResult], stacks: Mapping[str, Tensor], sums: Mapping[str, _Gradients]
+    known: Mapping[str, Sequence[tuple[Equation, LayerResult]]],
+    stacks: Mapping[str, Tensor],
+    sums: Mapping[str, _Gradients],
 ) -> dict[str, dict[str, dict[str, Sensitivity]]]:
     values, tests = {}, {}
     for name, s in sums.items():
         mean = torch.as_tensor(s.total) / s.n
         values[name] = derivative(mean, stacks[name])
-        tests[name] = _test(eq, results[name], mean, values[name])
+        blocks = values[name].split([len(_steps(eq, r)) for eq, r in known[name]])
+        found = [_test(eq, r, mean, value) for (eq, r), value in zip(known[name], blocks)]
+        tests[name] = Test(*(torch.cat(same) for same in zip(*found)))
     if not values:
         return {}
     adjusted = holm(torch.cat([t.p.flatten() for t in tests.values()])).split([t.p.numel() for t in tests.values()])
@@ -136,7 +149,8 @@ def _tested(
     for (name, s), p in zip(sums.items(), adjusted):
         note = "all gradients are equal: the TCAV score is 0 or 1 for any direction" if s.all_equal() else None
         share = torch.as_tensor(s.positive).T / s.n  # [m, c]
-        out[name] = _split(eq.design.factors, values[name], tests[name].z, p.view_as(values[name]), share, note)
+        factors = [f for eq, _ in known[name] for f in eq.design.factors]
+        out[name] = _split(factors, values[name], tests[name].z, p.view_as(values[name]), share, note)
     return out
 
 

@@ -13,7 +13,7 @@ from lightning_interp.events import Event
 def decodability_grid(event: Event) -> tuple[list[str], list[str], np.ndarray]:
     """Layers, variables, and R² `[layers, variables]`, NaN where withheld."""
     layers = list(event.decodability)
-    variables = list(event.decodability[layers[0]]) if layers else []
+    variables = list(dict.fromkeys(name for scores in event.decodability.values() for name in scores))
     grid = np.full((len(layers), len(variables)), math.nan)
     for i, layer in enumerate(layers):
         for j, name in enumerate(variables):

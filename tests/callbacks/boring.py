@@ -80,6 +80,18 @@ def grass_of(batch: dict[str, Any]) -> Tensor:
     return batch["grass"]
 
 
+def with_stripes() -> dict[str, Any]:
+    """Examples whose last column is larger."""
+    x = Animals(40, 5).x
+    x[:, 5] += 1
+    return {"x": x}
+
+
+def without_stripes() -> Dataset:
+    """Examples like them, drawn with what the run's own generators would give."""
+    return Animals(50, 6, augment=True)
+
+
 class Boring(LightningModule):
     """Dropout, batch norm, a frozen one, buffers written in forward, metrics, and `self.log` in forward.
 

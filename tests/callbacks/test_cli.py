@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks import boring
 from callbacks.boring import BATCH, Boring, BoringData
 from lightning_interp import Concept, ConceptMonitor, Confounder
+from lightning_interp.errors import InterpWarning
 
 pytest.importorskip("jsonargparse")
 cli = pytest.importorskip("lightning.pytorch.cli")
@@ -91,6 +92,25 @@ def test_variables_by_class_path_are_what_the_yaml_says(tmp_path):
     assert (grass.name, grass.kind, grass.should_matter) == ("grass", "binary", False)
     assert found.monitor.patterns == ["encoder.*"]
     assert found.monitor.measures == ("contribution", "groups", "intervention")
+
+
+STRIPES = """
+          - class_path: lightning_interp.Confounder
+            init_args:
+              name: stripes
+              examples: [callbacks.boring:with_stripes, callbacks.boring:without_stripes]
+        layers: [encoder.*]"""
+
+
+def test_examples_are_built_from_yaml_and_measured(tmp_path):
+    text = (
+        (START + MONITOR).replace("\n        layers: [encoder.*]", STRIPES).replace("[contribution, groups,", "[decodability,")
+    )
+    with pytest.warns(InterpWarning, match="'stripes' has examples, no labels: no contribution"):
+        (found,) = monitors(build(text, tmp_path, run=True))
+    stripes = found.monitor.variables[2]
+    assert stripes.examples == ["callbacks.boring:with_stripes", "callbacks.boring:without_stripes"]
+    assert all(scores["stripes"].value is not None for scores in found.latest.decodability.values())
 
 
 def test_all_measures_are_built_from_yaml(tmp_path):

@@ -28,6 +28,7 @@ from callbacks import boring
 from callbacks.boring import ALL, Animals, Call
 from callbacks.test_suppress_matrix import LayerHand
 from lightning_interp import Concept, Confounder, EraseConfounder, SuppressConfounder
+from lightning_interp.monitor import DEFAULT_MEASURES
 from lightning_interp.penalties import ContributionPenalty, GradientPenalty, GroupDRO, IndependencePenalty, InvariancePenalty
 
 pytestmark = [
@@ -90,10 +91,21 @@ HURT = (35,)  # rank 1 has the odd ones: its third batch, 33, 35, … 47
 WITHOUT_HURT = [i for i in range(N) if i not in range(33, 49, 2)]
 PLACES = [Concept("moo"), Confounder("grass"), Confounder("place"), Concept("age", label=age_of)]
 
+
+def striped():
+    items = Animals(45, 5, dtype=torch.float64)
+    items.x[:, 5] += 1
+    return boring.loader(items, shuffle=True, batch=BATCH)
+
+
+# A loader is shared out, a batch is run by one process.
+SHOWN = [*PLACES[:2], Confounder("stripes", examples=(striped, {"x": Animals(30, 6, dtype=torch.float64).x}))]
+
 # Each case: what the loop runs, what the monitor is told, and what one process runs to get the same (None: not comparable).
 CASES = {
     "val": {"monitor": {"measures": ALL, "interactions": True}},
     "val, output=None": {"monitor": {"measures": ALL, "output": None}},
+    "val, examples": {"monitor": {"variables": SHOWN, "measures": (*DEFAULT_MEASURES, "sensitivity", "entanglement")}},
     "val, few kept rows": {"monitor": {"max_samples": 40}},
     "val, places": {
         "monitor": {"variables": PLACES, "sample_id": "id", "cluster": source_of},

@@ -113,6 +113,28 @@ def test_a_watched_run_has_the_same_bits(unwatched, data, schedule, options):
     assert differing(watched, unwatched(**options)) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "schedule", "options"),
+    [
+        ("val", {}, {}),
+        ("val", {}, {"precision": "bf16-mixed"}),
+        ("train", {"every_n_train_steps": 5}, {"compiled": "aot_eager"}),
+    ],
+    ids=str,
+)
+def test_a_run_watched_by_examples_has_the_same_bits(unwatched, data, schedule, options):
+    shown = Confounder("stripes", examples=(boring.with_stripes, boring.without_stripes))
+    watcher = monitor([Concept("moo"), shown], data=data, measures=ALL, prefix="watch", **schedule)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'stripes' has examples, no labels", InterpWarning)
+        watched = everything(watcher, **options)
+    assert len(watcher.history) >= 2
+    for layer in boring.LAYERS:
+        assert watcher.latest.decodability[layer]["stripes"].drift is not None
+        assert watcher.latest.sensitivity[layer]["stripes"][""].value != 0
+    assert differing(watched, unwatched(**options)) == []
+
+
 @pytest.mark.parametrize("kind", ["forward", "eval and train", "random", "buffers", "metric", "log"])
 def test_a_careless_watcher_is_noticed(unwatched, kind):
     x = PROBE.x[:BATCH]
