@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_interp.functional.direction import told_apart
 from lightning_interp.penalties.step import Penalty, Step
 
 RIDGE = 2.5e-4
@@ -99,22 +100,30 @@ class ContributionPenalty(Penalty):
         self.ridge = ridge
 
     def __call__(self, step: Step) -> Tensor | None:
-        """The term; None where a cell is missing from one of the two sets, or the confounder goes with the others in all."""
+        """The term; None where a cell is missing from one of the two sets of samples.
+
+        With an aim it is enough that both sets tell the confounder from the given variables.
+        """
         aim = torch.zeros(step.width, step.output.shape[1]).to(step.output) if step.aim is None else step.aim.to(step.output)
         # The coefficients of o − z·aim are those of o less the aim.
         output = step.output - step.z[:, : step.width] @ aim
         if len(output) >= self.window_rows:
             second = halves(step.cell)
-            if not (_complete(step.cell[second], step.cells) and _complete(step.cell[~second], step.cells)):
+            if not all(_usable(step, step.z[rows], step.cell[rows]) for rows in (second, ~second)):
                 return None
             return contribution_penalty(output, step.z, step.width, second, self.ridge)
         if step.window is None:
             return None
         past, z, cell = step.window
-        if not (_complete(step.cell, step.cells) and _complete(cell, step.cells)):
+        if not (_usable(step, step.z, step.cell) and _usable(step, z, cell)):
             return None
         return windowed_penalty(output, step.z, step.width, past - z[:, : step.width] @ aim, z, self.ridge)
 
 
-def _complete(cell: Tensor, cells: int) -> bool:
-    return bool((torch.bincount(cell, minlength=cells) > 0).all())
+def _usable(step: Step, z: Tensor, cell: Tensor) -> bool:
+    if step.aim is None:
+        return bool((torch.bincount(cell, minlength=step.cells) > 0).all())
+    # What is aimed at is known from elsewhere: it is enough that the rows tell the confounder from the rest. Where a handful
+    # of counter-examples is all there is, few batches have one in every cell.
+    x = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+    return told_apart(x.T @ x / len(x), step.width)
