@@ -337,3 +337,16 @@ def test_the_running_pattern_begins_again_with_a_new_level_and_knows_what_goes_t
     again = RunningPattern(0.9)
     again.load_state_dict(alone.state_dict())
     assert torch.equal(again.directions(2), alone.directions(2))
+
+
+def test_with_an_aim_rows_need_not_be_in_every_cell_but_must_tell_the_confounder_from_the_rest():
+    moo = torch.arange(256) % 2
+    for counter, usable in (([], False), ([0, 1, 2, 4], True)):  # all on one side: one cell of four stays empty
+        grass = moo.clone()
+        grass[counter] = 1 - grass[counter]
+        z = torch.stack([grass, moo], dim=1).double() - 0.5
+        cell = (2 * grass + moo).unique(return_inverse=True)[1]
+        output = torch.randn(256, 1, dtype=torch.float64, requires_grad=True)
+        for aim in (None, torch.zeros(1, 1, dtype=torch.float64)):
+            term = ContributionPenalty()(Step(output, z, 1, cell, 4, torch.ones(4) / 4, None, None, None, aim=aim))
+            assert (term is not None) == (usable and aim is not None)
