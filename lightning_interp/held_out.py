@@ -78,7 +78,7 @@ class HeldOut:
         Returns:
             `[width, c]`; None before the first measurement, or where it does not hold them.
         """
-        before = self._training.directions(factor.width)
+        before = None if self._event is None else self._training.directions(factor.width)
         self._training.momentum = math.exp(-len(z) / MEMORY_ROWS)
         self._training.observe(output, z)
         if self._event is not None:

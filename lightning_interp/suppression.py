@@ -25,7 +25,7 @@ from lightning_interp.recent import Recent
 from lightning_interp.step_watcher import StepWatcher, Taken
 from lightning_interp.training_design import TrainingDesign
 from lightning_interp.training_steps import Losses, TrainingSteps
-from lightning_interp.variables import Variable, check_labelled, check_variables
+from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next
@@ -120,7 +120,7 @@ class Suppression:
         self.recent = Recent(self.variables) if self.budget or only_above is not None else None
         self.before: Event | None = None
         self.measured: Event | None = None
-        self.concepts = [v.name for v in given if v.should_matter] or [v.name for v in given]
+        self.concepts = concept_names(given)
         self._held_out = HeldOut()
         self._reweight = BalancedReweighting()
         self._begun = False  # whether the penalty was ever in force
@@ -297,7 +297,7 @@ class Suppression:
                 watcher.hidden(taken),
                 (lambda: watcher.intervened(taken, self.confounder.intervened)) if self.term.needs_intervention else None,
                 (lambda task, direction: self._along(taken, task, direction)) if self.term.needs_derivative else None,
-                self._held_out.aim,
+                self._held_out.aim if self.budget is not None and self.term.needs_aim else None,
             )
         except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
             if not self._worked:

@@ -40,7 +40,7 @@ class TrainingSteps:
         hidden: Tensor | None,
         intervened: Callable[[], Tensor] | None,
         along: Callable[[str, Tensor], Tensor] | None,
-        aim: Callable[[Factor, Tensor, Tensor], Tensor | None],
+        aim: Callable[[Factor, Tensor, Tensor], Tensor | None] | None,
     ) -> Step | None:
         """Take a batch in.
 
@@ -51,7 +51,8 @@ class TrainingSteps:
             hidden: as in `Step`.
             intervened: as in `Step`, but gives the raw output.
             along: as in `Step`, but is told the task first.
-            aim: gives the confounder's coefficients to aim at, from its coding, what is explained, and the columns of z.
+            aim: gives the confounder's coefficients to aim at, from its coding, what is explained, and the columns of z; None
+                where none are wanted.
 
         Returns:
             The `Step`; None while a variable has shown one value only.
@@ -87,7 +88,7 @@ class TrainingSteps:
             None if intervened is None else lambda: explain_output(intervened(), None, task).output,
             hidden,
             None if along is None else lambda direction: along(task, direction),
-            aim(factors[0], explained.output.detach(), coded.z),
+            None if aim is None else aim(factors[0], explained.output.detach(), coded.z),
             task,
             self.design.separable(factors),
         )

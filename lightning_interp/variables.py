@@ -160,6 +160,11 @@ class Confounder(Variable):
         return False
 
 
+def concept_names(given: Sequence[Variable]) -> list[str]:
+    """Names of the given variables that should matter; of all of them where none should."""
+    return [v.name for v in given if v.should_matter] or [v.name for v in given]
+
+
 def check_variables(variables: Sequence[Variable]) -> tuple[Variable, ...]:
     """The variables, checked to be variables with different names.
 

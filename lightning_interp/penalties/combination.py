@@ -49,6 +49,7 @@ class Sum(Penalty):
         self.needs_intervention = any(member.needs_intervention for member in self.penalties)
         self.needs_layer = any(member.needs_layer for member in self.penalties)
         self.needs_derivative = any(member.needs_derivative for member in self.penalties)
+        self.needs_aim = any(member.needs_aim for member in self.penalties)
         self.needs_target = any(member.needs_target for member in self.penalties)
         self.window_rows = max(member.window_rows for member in self.penalties)
 

@@ -92,6 +92,7 @@ class ContributionPenalty(Penalty):
 
     capped = True
     needs_contrast = True
+    needs_aim = True
 
     def __init__(self, window_rows: int = 256, ridge: float = RIDGE) -> None:
         if window_rows < 2:

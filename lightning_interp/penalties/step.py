@@ -59,6 +59,7 @@ class Penalty(ABC):
         needs_contrast: whether the term wants samples in which the confounder differs while the given variables do not.
         needs_layer: whether the term wants an activation.
         needs_derivative: whether it wants the output's derivative there.
+        needs_aim: whether it wants to know what held-out data makes of the confounder.
         needs_target: whether it wants the task's label.
         window_rows: preceding samples that the term wants to see.
     """
@@ -69,6 +70,7 @@ class Penalty(ABC):
     needs_contrast = False
     needs_layer = False
     needs_derivative = False
+    needs_aim = False
     needs_target = False
     window_rows = 0
 
