@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_interp.errors import VariableError
 from lightning_interp.functional.coding import Factor
-from lightning_interp.functional.erasure import Eraser, balanced, balanced_leace, natural, partial_leace, random_leace
+from lightning_interp.functional.erasure import Eraser, random_leace, second, weighted_leace
 from lightning_interp.functional.moments import Moments
 from lightning_interp.layers import LayerResult
 from lightning_interp.measurement import Equation
@@ -51,12 +51,11 @@ def layer_erasers(result: LayerResult, eq: Equation) -> LayerErasers:
         return LayerErasers({}, "natural", {f.name: why for f in eq.design.factors}, m.gram / m.count[0], m.hidden[0])
     m, codes = found
     weights = "balanced" if eq.weights.mode == "balanced" and not m.columns else "natural"
-    fit = balanced_leace if weights == "balanced" else partial_leace
     erasers: dict[str, Eraser] = {}
     withheld: dict[str, str] = {}
     for f in eq.design.factors:
         try:
-            eraser = fit(m, codes, _columns(f, eq, result), RIDGE)
+            eraser = weighted_leace(m, codes, _columns(f, eq, result), weights, RIDGE)
         except VariableError as problem:
             withheld[f.name] = f"withheld: {problem}"
             continue
@@ -66,7 +65,7 @@ def layer_erasers(result: LayerResult, eq: Equation) -> LayerErasers:
             withheld[f.name] = f"withheld: the activation has no more than the {eraser.rank} dimensions that would be erased"
         else:
             erasers[f.name] = eraser
-    s = balanced(m, codes) if weights == "balanced" else natural(m, codes)
+    s = second(m, codes, weights)
     return LayerErasers(erasers, weights, withheld, s.hh, s.h)
 
 

@@ -24,7 +24,7 @@ from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import code
-from lightning_interp.functional.erasure import Eraser, Second, balanced, balanced_leace, erased, natural, net, partial_leace
+from lightning_interp.functional.erasure import Eraser, Second, erased, net, second, weighted_leace
 from lightning_interp.functional.moments import Cross, Moments
 from lightning_interp.functional.probe import held_out_r2, ridge_probe
 from lightning_interp.functional.unique import unique_rows
@@ -33,7 +33,7 @@ from lightning_interp.penalties.contribution import halves
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader, token_mask
 from lightning_interp.training_design import TrainingDesign
-from lightning_interp.variables import Variable, check_labelled, check_variables
+from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
 
 class Coding(NamedTuple):
@@ -56,7 +56,7 @@ class Coding(NamedTuple):
         found = m.aligned(self.keys)
         if not set(m.keys) <= set(self.keys) or (self.weights == "balanced" and not bool((found.count >= MIN_PER_CELL).all())):
             return None
-        return (balanced if self.weights == "balanced" else natural)(found, self.codes.to(found.count.device))
+        return second(found, self.codes.to(found.count.device), self.weights)
 
 
 def coding_of(variables: Sequence[Variable], m: CellMoments) -> Coding:
@@ -87,8 +87,8 @@ def fit_eraser(m: CellMoments, coding: Coding, ridge: float) -> Eraser:
     Raises:
         VariableError: the given variables leave nothing of the confounder.
     """
-    fit = balanced_leace if coding.weights == "balanced" else partial_leace
-    return fit(m.moments, coding.codes.to(m.moments.gram.device), coding.confounder, ridge)
+    codes = coding.codes.to(m.moments.gram.device)
+    return weighted_leace(m.moments, codes, coding.confounder, coding.weights, ridge)
 
 
 def readable(coding: Coding, halves: Sequence[CellMoments]) -> float | None:
@@ -414,8 +414,7 @@ class Erasure:
         said = ["the erasure lives in the callback: without it the model is not erased", *notes]
         if eraser is None:
             said.insert(0, f"never erased: there is no fit, for {self.obstacle}")
-        concepts = [v.name for v in self.variables[1:] if v.should_matter] or [v.name for v in self.variables[1:]]
-        return certificate(kind, self.confounder.name, concepts, how, before, after, said, record)
+        return certificate(kind, self.confounder.name, concept_names(self.variables[1:]), how, before, after, said, record)
 
     # --- state --------------------------------------------------------------------------------------------------------
 

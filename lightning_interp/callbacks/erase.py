@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from lightning_interp.callbacks.certificates import certificate_path, keep_certificate
-from lightning_interp.callbacks.monitor import Callback, LightningModule, Trainer
+from lightning_interp.callbacks.monitor import Callback, LightningModule, Trainer, abandon, validates
 from lightning_interp.callbacks.variables_by_name import find_variable, measuring
 from lightning_interp.erasure import Erasure
 from lightning_interp.errors import InterpError, nearest
@@ -105,8 +105,7 @@ class EraseConfounder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the rows that it is to be fitted to never come."""
-        validates = bool(trainer.enable_validation) and any(n > 0 for n in trainer.num_val_batches)
-        if self.erasure is not None and self.data == "val" and not validates:
+        if self.erasure is not None and self.data == "val" and not validates(trainer):
             self.erasure.say(
                 "`data='val'`: this Trainer runs no validation loop, so nothing will be erased. "
                 "Give it validation data, or use data='train'."
@@ -167,9 +166,8 @@ class EraseConfounder(Callback):
 
     def _abandon(self, exception: BaseException | None = None) -> None:
         """Forget the batch, where its end never came."""
-        problem = exception or RuntimeError("stopped within a batch")
         batch, self._batch = self._batch, ExitStack()
-        batch.__exit__(type(problem), problem, problem.__traceback__)
+        abandon(batch, exception)
 
     # --- training -----------------------------------------------------------------------------------------------------
 

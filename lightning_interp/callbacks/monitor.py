@@ -156,7 +156,7 @@ class ConceptMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the data that is to be watched never comes."""
         self._global_step = trainer.global_step  # not in on_fit_start: a checkpoint's step is restored after it
-        if self.data == "val" and not _validates(trainer):
+        if self.data == "val" and not validates(trainer):
             self.monitor.say(
                 "`data='val'`: this Trainer runs no validation loop, so there will be no event. "
                 "Give it validation data, or use data='train' or a DataLoader."
@@ -180,9 +180,8 @@ class ConceptMonitor(Callback):
 
     def _abandon(self, exception: BaseException | None = None) -> None:
         """Remove the hooks and forget the batch, where its end never came."""
-        problem = exception or RuntimeError("stopped within a batch")
         watching, self._watching = self._watching, ExitStack()
-        watching.__exit__(type(problem), problem, problem.__traceback__)
+        abandon(watching, exception)
 
     # --- the validation loop ------------------------------------------------------------------------------------------
 
@@ -261,7 +260,7 @@ class ConceptMonitor(Callback):
         self._abandon()  # on_train_batch_start may have returned -1
         if self.data == "val" or not self.schedule.epoch_due(trainer.current_epoch):
             return
-        if self.data == "train" or not _validates(trainer):
+        if self.data == "train" or not validates(trainer):
             self._measure(trainer, after=1)
 
     def _in_window(self, trainer: Trainer, rows: int, batch_idx: int) -> bool:
@@ -348,7 +347,14 @@ def _dry(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
-def _validates(trainer: Trainer) -> bool:
+def abandon(batch: ExitStack, exception: BaseException | None) -> None:
+    """Leave what was entered for a batch as if it had failed: its rows are not taken in."""
+    problem = exception or RuntimeError("stopped within a batch")
+    batch.__exit__(type(problem), problem, problem.__traceback__)
+
+
+def validates(trainer: Trainer) -> bool:
+    """Whether the Trainer runs a validation loop."""
     return bool(trainer.enable_validation) and any(n > 0 for n in trainer.num_val_batches)
 
 

@@ -200,6 +200,16 @@ def _inverse(zz: Tensor) -> Tensor:
     return torch.linalg.pinv(zz / safe.outer(safe), hermitian=True, rtol=TOLD_APART) / safe.outer(safe)
 
 
+def second(m: Moments, codes: Tensor, weights: str) -> Second:
+    """Second moments under "balanced" or "natural" weights, see `balanced` and `natural`."""
+    return (balanced if weights == "balanced" else natural)(m, codes)
+
+
+def weighted_leace(m: Moments, codes: Tensor, confounder: Sequence[int], weights: str, ridge: float = 0.0) -> Eraser:
+    """Erase a variable under "balanced" weights, see `balanced_leace`, or "natural" ones, see `partial_leace`."""
+    return (balanced_leace if weights == "balanced" else partial_leace)(m, codes, confounder, ridge)
+
+
 def balanced_leace(m: Moments, codes: Tensor, confounder: Sequence[int], ridge: float = 0.0) -> Eraser:
     """Erase a variable where every cell of it and the given variables is weighted alike.
 
