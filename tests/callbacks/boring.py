@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
@@ -19,6 +20,13 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_interp import Concept, ConceptMonitor, Confounder
 
 LAYERS = ["encoder.0", "encoder.2"]
+# What Lightning says of a small run that is stopped and resumed: of the host, and not what is tested.
+HOST_WARNINGS = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # not every callback is given again
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
+]
 ALL = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 BATCH = 16
 TRAIN, VAL = 192, 160  # 12 and 10 batches
@@ -279,3 +287,18 @@ def without_drift(found: dict[str, Any]) -> dict[str, Any]:
         for score in scores.values():
             score["drift"] = None
     return found
+
+
+def trainer_yaml(epochs):
+    """A quiet Trainer as YAML, up to its list of callbacks."""
+    return f"""
+trainer:
+  max_epochs: {epochs}
+  accelerator: cpu
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+  callbacks:"""

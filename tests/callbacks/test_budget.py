@@ -14,12 +14,7 @@ from lightning_interp.budget import Budget, reading
 from lightning_interp.errors import InterpError, InterpWarning
 from lightning_interp.penalties import GroupDRO, InvariancePenalty
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
-]
+pytestmark = boring.HOST_WARNINGS
 
 FIXED = partial(Boring, dropout=0.0)
 TRAINING = "reads the training batches, whose labels a network can memorise"

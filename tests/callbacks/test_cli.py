@@ -41,17 +41,7 @@ MONITOR = """
         pooling: callbacks.boring:first_column
         warn_above: 1.0
 """
-START = """
-trainer:
-  max_epochs: 1
-  accelerator: cpu
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  num_sanity_val_steps: 0
-  log_every_n_steps: 1
-  callbacks:"""
+START = boring.trainer_yaml(epochs=1)
 
 
 @pytest.fixture(autouse=True)

@@ -21,12 +21,7 @@ from lightning_interp import Concept, Confounder, EraseConfounder, Erasure, Supp
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
 from lightning_interp.penalties import BalancedReweighting, InvariancePenalty
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # not every callback is given again
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
-]
+pytestmark = boring.HOST_WARNINGS
 
 STEPS = TRAIN // BATCH  # in an epoch
 LAYER = "encoder.4"
@@ -436,18 +431,10 @@ def test_other_layers(model):
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
-YAML = """
-seed_everything: 0
-trainer:
-  max_epochs: 2
-  accelerator: cpu
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  num_sanity_val_steps: 0
-  log_every_n_steps: 1
-  callbacks:
+YAML = (
+    "seed_everything: 0"
+    + boring.trainer_yaml(epochs=2)
+    + """
     - class_path: lightning_interp.EraseConfounder
       init_args:
         confounder:
@@ -461,6 +448,7 @@ trainer:
         every_n_steps: 4
         memory_rows: 512
 """
+)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning 2.6 with jsonargparse 4.53

@@ -17,12 +17,7 @@ from callbacks.boring import ALL, BATCH, TRAIN, VAL, Animals, Boring, BoringData
 from lightning_interp import Concept, Confounder, explain
 from lightning_interp.errors import InterpError, InterpWarning, LayerError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # not every callback is given again
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
-]
+pytestmark = boring.HOST_WARNINGS
 
 NAMES = ("moo", "grass")
 FIXED = partial(

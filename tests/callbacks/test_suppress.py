@@ -18,12 +18,7 @@ from lightning_interp import Concept, Confounder, SuppressConfounder
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, GroupDRO, InvariancePenalty
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # not every callback is given again
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.13
-]
+pytestmark = boring.HOST_WARNINGS
 
 STEPS = TRAIN // BATCH  # in an epoch
 FIXED = partial(Boring, dropout=0.0)
@@ -475,18 +470,10 @@ def test_two_of_them_keep_states_of_their_own(tmp_path):
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
-YAML = """
-seed_everything: 0
-trainer:
-  max_epochs: 2
-  accelerator: cpu
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  num_sanity_val_steps: 0
-  log_every_n_steps: 1
-  callbacks:
+YAML = (
+    "seed_everything: 0"
+    + boring.trainer_yaml(epochs=2)
+    + """
     - class_path: lightning_interp.SuppressConfounder
       init_args:
         confounder:
@@ -504,6 +491,7 @@ trainer:
         penalty:
           class_path: PENALTY
 """
+)
 NAMED = """
     - class_path: lightning_interp.SuppressConfounder
       init_args: {confounder: grass, given: [moo], start_epoch: 0}
