@@ -25,6 +25,7 @@ ORDER = [
     "training_design",
     "cell_moments",
     "summaries",
+    "report",
     "step_watcher",
     "passes",
     "loaders",
