@@ -25,6 +25,7 @@ ORDER = [
     "running_pattern",
     "training_design",
     "cell_moments",
+    "report",
     "summaries",
     "step_watcher",
     "passes",

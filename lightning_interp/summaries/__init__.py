@@ -1,4 +1,4 @@
-"""Events as TensorBoard summaries: text, a heat map, and the layout that puts all contributions in one chart."""
+"""Events as TensorBoard summaries: text, a heat map, a layout with all contributions in one chart, and JSON for the tab."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_interp.events import Event
+from lightning_interp.summaries.event_log import event_content, event_tag, write_json
 from lightning_interp.summaries.heatmap import Heatmap as Heatmap
 from lightning_interp.summaries.heatmap import decodability_grid
 from lightning_interp.summaries.layout import layout as layout
@@ -23,12 +24,14 @@ class EventWriter:
 
     def __init__(self, writer: Any, variables: Sequence[str], prefix: str = "") -> None:
         self._writer = writer
+        self._prefix = prefix
         self._start = f"{prefix}/" if prefix else ""
+        self._written = 0
         self._heatmap: Heatmap | None = None
         writer.add_custom_scalars(layout(variables, prefix))
 
     def write(self, event: Event, step: int, alarms: Sequence[str] = ()) -> None:
-        """Write an event's text and heat map.
+        """Write an event's text, its heat map, and all of it as JSON.
 
         Args:
             event: what to write.
@@ -38,6 +41,8 @@ class EventWriter:
         self._writer.add_text(f"{self._start}equation", equation_text(event), step)
         for alarm in alarms:
             self._writer.add_text(f"{self._start}warning", alarm, step)
+        self._written += 1
+        write_json(self._writer, event_tag(self._prefix), event_content(event, alarms, self._prefix, self._written), step)
         layers, variables, grid = decodability_grid(event)
         if not layers:
             return
