@@ -14,7 +14,7 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of
 from lightning_interp.batches import Inputs, moved
 from lightning_interp.collection import Rows
-from lightning_interp.errors import InterpError, InterpWarning
+from lightning_interp.errors import InterpError, InterpWarning, ProbeSetError
 from lightning_interp.passes import Caller, own_pass
 from lightning_interp.processes import world
 from lightning_interp.reading import Reader
@@ -66,6 +66,19 @@ class Probe(ABC):
     @abstractmethod
     def event(self, step: int, epoch: int = 0) -> Any:
         """Measure everything from the rows seen since the last event."""
+
+    def measured(self, step: int, epoch: int = 0) -> Any | None:
+        """An `event` in the middle of a training run; None where there is none, which is said.
+
+        Wrong settings are an error at the first event; after that, nothing that is measured may end the training.
+        """
+        try:
+            return self.event(step, epoch)
+        except InterpError as problem:
+            if self.latest is None and not (isinstance(problem, ProbeSetError) and problem.skipped):
+                raise
+            self.say(f"no event at step {step}: {problem}")
+            return None
 
     @abstractmethod
     def _take(self, watch: Watch, rows: Rows) -> None:

@@ -32,6 +32,9 @@ class Layer(NamedTuple):
 
 def module_names(model: nn.Module) -> dict[str, nn.Module]:
     """{dotted name without wrappers: innermost module}; the model itself is ""."""
+    inner = model._modules.get("_original_module")
+    if inner is not None:  # of Fabric, which holds the user's module beside the wrapped one
+        return {**module_names(inner), "": model}
     out: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parts = [p for p in name.split(".") if p not in _WRAPPERS]

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_interp.batches import size
-from lightning_interp.errors import InterpError, ProbeSetError, nearest
+from lightning_interp.errors import InterpError, nearest
 from lightning_interp.loaders import PaddingCount, probe_loader
 from lightning_interp.probe import Probe
 from lightning_interp.schedules import Schedule
@@ -217,13 +217,8 @@ class ProbingCallback(Callback, Generic[P]):
     def _measure(self, trainer: Trainer, after: int = 0) -> None:
         if not isinstance(self.data, str):
             self.probe.run(probe_loader(self.data))
-        try:
-            event = self.probe.event(trainer.global_step, trainer.current_epoch)
-        except InterpError as problem:
-            # Wrong settings show at the first event; after that, nothing that is measured may end the training.
-            if self.probe.latest is None and not (isinstance(problem, ProbeSetError) and problem.skipped):
-                raise
-            self.probe.say(f"no event at step {trainer.global_step}: {problem}")
+        event = self.probe.measured(trainer.global_step, trainer.current_epoch)
+        if event is None:
             return
         self._publish(trainer, event)
         if not _dry(trainer):
