@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_interp.activations.quiet import quiet
 from lightning_interp.batches import size
 from lightning_interp.errors import InterpError
 from lightning_interp.monitor import Monitor
@@ -31,14 +33,13 @@ class WatchedTrainer(Trainer):
 
     It is used as `Trainer` is; among several bases it goes first (`class Mine(WatchedTrainer, SFTTrainer)`). What the monitor
     finds is among the metrics of the evaluation, as `eval_contribution/grass`: in every logger, in `log_history`, and for
-    `metric_for_best_model`. TensorBoard, where `report_to` names it, gets what `ConceptMonitor` gives it. The term of a penalty,
-    its weight and its cap are logged with the loss. Watching alone changes no weight and no random number.
+    `metric_for_best_model`. TensorBoard, where `report_to` names it, gets what `ConceptMonitor` gives it. A penalty's term, its
+    weight and its cap are logged with the loss. Watching alone changes no weight and no random number.
 
     Labels of variables that the model's forward does not take must stay in the batch:
     `TrainingArguments(remove_unused_columns=False)`; the model is given only what its forward names. Layers and output are
     named below the model (`"bert.encoder.layer.0"`, `output="classifier"`), passes of the library's own need
-    `inputs=["input_ids", "attention_mask"]`, and the task's label is usually `target="labels"`. Name the `output`'s module with
-    `bf16` or `fp16`: the model's own result is then a copy that its loss has not seen, and a penalty on it is not capped.
+    `inputs=["input_ids", "attention_mask"]`, and the task's label is usually `target="labels"`.
 
     A penalty acts from the first step on; a schedule is a `TrainerCallback` that sets `suppression.factor`. Budgets read the
     monitor's events, and without a monitor the training batches at the end of each epoch. Under gradient accumulation a term
@@ -77,6 +78,7 @@ class WatchedTrainer(Trainer):
         self.suppressions = tuple(suppressions)
         self.watched = watched
         self._watching = False
+        self._heeds_items: bool | None = None
         self._writers: dict[int, EventWriter] = {}
         self._alarmed: set[str] = set()
         self._state: Mapping[str, Any] | None = None
@@ -101,9 +103,12 @@ class WatchedTrainer(Trainer):
                 )
 
     def _taken(self) -> set[str]:
-        """What the model's forward takes, as `Trainer` finds it."""
-        self._set_signature_columns_if_needed()
-        return set(self._signature_columns)
+        """What the model's forward takes, as `Trainer` finds it, which looks behind adapters."""
+        find = getattr(self, "_set_signature_columns_if_needed", None)  # private
+        if find is None:
+            return {*inspect.signature(self._net.forward).parameters, *self.label_names}
+        find()
+        return set(self._signature_columns or ())
 
     def _known(self, inputs: Any) -> Any:
         known = self._taken()
@@ -129,9 +134,9 @@ class WatchedTrainer(Trainer):
     def begin(self) -> None:
         """Bind to the model, which `model_init` may just have made, and go on from a checkpoint."""
         if self.monitor is not None:
-            self.monitor.bind(self.model)
+            self.monitor.bind(self._net)
         for s in self.suppressions:
-            s.bind(self.model)
+            s.bind(self._net)
         if self._state is None:
             return
         if self.monitor is not None and self._state["monitor"] is not None:
@@ -144,6 +149,11 @@ class WatchedTrainer(Trainer):
         if (self.monitor is not None or self.suppressions) and folder.is_dir() and self.is_world_process_zero():
             monitor = None if self.monitor is None else self.monitor.state_dict()
             torch.save({"monitor": monitor, "suppressions": [s.state_dict() for s in self.suppressions]}, folder / STATE_NAME)
+
+    @property
+    def _net(self) -> nn.Module:
+        """The model without the wrappers of accelerate."""
+        return cast(nn.Module, self.model)
 
     @property
     def _epoch(self) -> int:
@@ -164,24 +174,41 @@ class WatchedTrainer(Trainer):
         with ExitStack() as stack:
             for s in acting:
                 stack.enter_context(s.watching(inputs))
-            found = super().compute_loss(model, self._known(inputs), return_outputs, num_items_in_batch)
+            found: Any = super().compute_loss(model, self._known(inputs), return_outputs, num_items_in_batch)
         if not acting:
             return found
         loss, outputs = found if return_outputs else (found, None)
-        parts = self._parts(num_items_in_batch)
-        task = loss if parts == 1 else loss * parts  # as if this batch were the whole step
+        scale = self._scale(inputs, num_items_in_batch)
+        task = loss if scale == 1 else loss / scale
         for s in acting:
-            term = s.penalty(task)
-            loss = loss + (term if parts == 1 else term / parts)
+            # In half precision accelerate gives a copy of the model's result, which the loss inside the model has not seen.
+            copied = s.output is None and not s.depends(task)
+            term = s.penalty(None if copied else task)
+            loss = loss + (term if scale == 1 else scale * term)
         return (loss, outputs) if return_outputs else loss
 
-    def _parts(self, num_items_in_batch: Tensor | int | None) -> int:
-        """How many batches share the step where the loss counts that already; 1 where `Trainer` divides by it afterwards."""
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)
-        if scaled is None:
-            by_items = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            scaled = by_items or self.compute_loss_func is not None
-        return int(self.current_gradient_accumulation_steps) if scaled else 1
+    def _scale(self, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> float:
+        """What the loss is, times the mean over this process's batch: `Trainer` takes means over all batches of a step."""
+        parts, processes = int(self.current_gradient_accumulation_steps), int(self.accelerator.num_processes)
+        told = getattr(self, "loss_is_scaled_for_ga", None)
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        if parts * processes == 1 or not (counted or self.compute_loss_func is not None if told is None else told):
+            return 1.0  # `Trainer` divides it afterwards
+        if told or self.compute_loss_func or self.label_smoother or self._heeds(inputs, num_items_in_batch):
+            return 1.0 / parts
+        return float(processes if self.args.average_tokens_across_devices else 1)  # multiplied all the same
+
+    def _heeds(self, inputs: Mapping[str, Any], num_items_in_batch: Any) -> bool:
+        """Whether the model's loss divides by the count; `BertForSequenceClassification`, for one, takes it and ignores it."""
+        if self._heeds_items is None:
+            self._heeds_items = self._loss(inputs, num_items_in_batch) != self._loss(inputs, 2 * num_items_in_batch)
+        return self._heeds_items
+
+    def _loss(self, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int) -> float:
+        """The model's own loss for a count of items, found unnoticed."""
+        with quiet(self._net), torch.no_grad(), self.compute_loss_context_manager():
+            result = self._net(**self._known(inputs), num_items_in_batch=num_items_in_batch)
+        return float(result["loss"] if isinstance(result, Mapping) else result[0])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As `Trainer.log`; with the training loss go the penalties' terms."""
@@ -211,12 +238,12 @@ class WatchedTrainer(Trainer):
         monitor = self.monitor
         if monitor is None or description == "Prediction" or metric_key_prefix != self.watched:
             return super().evaluation_loop(*arguments)
-        if monitor.model is not self.model:
-            monitor.bind(self.model)
+        if monitor.model is not self._net:
+            monitor.bind(self._net)
         monitor.restart()
         self._watching = True
         try:
-            output = super().evaluation_loop(*arguments)
+            output: Any = super().evaluation_loop(*arguments)
         finally:
             self._watching = False
         event = monitor.measured(self.state.global_step, self._epoch)
@@ -235,7 +262,7 @@ class WatchedTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> Any:
         """One batch of an evaluation."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._prepare_inputs(dict(inputs))
         with ExitStack() as stack:
             if self._watching and self.monitor is not None:
                 stack.enter_context(self.monitor.watching(inputs, self._real(size(inputs))))
