@@ -6,7 +6,7 @@ import hashlib
 import importlib
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ class Inputs:
             place is None or isinstance(place, (str, int)) or callable(place) or _is_names(place)
         ):
             raise LabelError(f"`inputs` expects a key, an index, a list of keys or a function, got {place!r}.")
-        self.place = place
+        self.place = list(place) if _is_names(place) else place
 
     def call(self, model: Callable[..., Any], batch: Any) -> Any:
         """Run the model on what `place` picks from the batch."""
@@ -200,12 +200,13 @@ class Inputs:
         if isinstance(place, (str, int)):
             batch = pick(batch, place, "inputs")
         elif _is_names(place):
-            batch = pick(batch, place[0], "inputs")  # type: ignore[index]
+            batch = pick(batch, place[0], "inputs")
         return _first_tensor(batch)
 
 
-def _is_names(place: Any) -> bool:
-    return isinstance(place, (list, tuple)) and len(place) > 0 and all(isinstance(p, str) for p in place)
+def _is_names(place: Any) -> TypeGuard[Sequence[str]]:
+    several = isinstance(place, Sequence) and not isinstance(place, str)  # Hydra's lists are no list
+    return several and len(place) > 0 and all(isinstance(p, str) for p in place)
 
 
 def _first_tensor(batch: Any) -> Tensor | None:

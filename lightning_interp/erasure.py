@@ -21,7 +21,7 @@ from lightning_interp.activations.select import Layer, find_module
 from lightning_interp.batches import Inputs
 from lightning_interp.cell_moments import CellMoments, cell_moments, from_state
 from lightning_interp.certificate import certificate
-from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
+from lightning_interp.errors import InterpError, InterpWarning, LayerError, NearestArgument, VariableError
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import code
 from lightning_interp.functional.erasure import Eraser, Second, erased, net, second, weighted_leace
@@ -114,7 +114,7 @@ def readable(coding: Coding, halves: Sequence[CellMoments]) -> float | None:
     return float(r2) if bool(torch.isfinite(r2).all()) else None
 
 
-class Erasure:
+class Erasure(NearestArgument):
     """Erases a confounder from a layer's activation in any training loop.
 
     After every `every_n_steps` training steps the eraser (LEACE: the smallest affine edit after which no linear function of

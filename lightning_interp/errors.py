@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,6 +50,23 @@ class EditRefusedError(InterpError):
 
 class InterpWarning(UserWarning):
     """Something was skipped, withheld or decided that the user should know of; said once."""
+
+
+class NearestArgument:
+    """A constructor that answers a mistyped keyword with the nearest right one, as Python itself does from 3.13 on.
+
+    Hydra and plain code call constructors by keyword; jsonargparse looks at `__init__` before it does.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Check the names; the arguments are the constructor's business."""
+        taken = inspect.signature(cls.__init__).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        known = [name for name in taken if name != "self"]
+        for name in kwargs:
+            if name not in known and not anything:
+                raise TypeError(f"{cls.__name__} has no argument '{name}'.{nearest(name, known)}")
+        return super().__new__(cls)
 
 
 def nearest(name: str, known: Iterable[object], count: int = 3) -> str:

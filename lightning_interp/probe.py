@@ -14,14 +14,14 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of
 from lightning_interp.batches import Inputs, moved
 from lightning_interp.collection import Rows
-from lightning_interp.errors import InterpError, InterpWarning, ProbeSetError
+from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, ProbeSetError
 from lightning_interp.passes import Caller, own_pass
 from lightning_interp.processes import world
 from lightning_interp.reading import Reader
 from lightning_interp.watcher import Watch, Watcher
 
 
-class Probe(ABC):
+class Probe(NearestArgument, ABC):
     """What all that measure a running model share: hooks while a batch runs, rows of it, bad batches left out and counted.
 
     Args:

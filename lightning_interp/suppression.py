@@ -16,7 +16,7 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs, Place, load_function
 from lightning_interp.budget import Budget, Reading, check_measure, reading
 from lightning_interp.certificate import certificate
-from lightning_interp.errors import InterpError, InterpWarning, VariableError
+from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, VariableError
 from lightning_interp.events import Event
 from lightning_interp.held_out import HeldOut
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
@@ -41,7 +41,7 @@ def default_losses(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(flat, wanted, reduction="none").mean(1)
 
 
-class Suppression:
+class Suppression(NearestArgument):
     """Adds a penalty on a confounder to the loss of any training loop.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_interp.batches import as_tensor, is_text, load_function, pick, resolve_place, text_key
-from lightning_interp.errors import LabelError, VariableError, nearest
+from lightning_interp.errors import LabelError, NearestArgument, VariableError, nearest
 
 Kind = Literal["auto", "binary", "categorical", "continuous"]
 RESERVED = ("interactions", "unexplained")
@@ -18,7 +18,7 @@ KINDS = ("auto", "binary", "categorical", "continuous")
 EXAMPLE_MEASURES = ("decodability", "sensitivity", "entanglement")  # those that need no label of a sample
 
 
-class Variable(ABC):
+class Variable(NearestArgument, ABC):
     """A property of a sample that a human has a name for; use `Concept` or `Confounder`.
 
     Args:
@@ -62,11 +62,12 @@ class Variable(ABC):
         self.kind = kind
         self.label = name if label is None else label
         self.intervention = intervention
-        self.examples = examples
+        self.examples: Sequence[Any] | None = None
         self._examples: list[Any] | None = None
         if examples is not None:
             given = {"label": label is not None, "kind": kind != "auto", "intervention": intervention is not None}
             self._examples = _two_sets(name, examples, [argument for argument, was in given.items() if was])
+            self.examples = list(examples)
         self._place = resolve_place(self.label, f"label of '{name}'")
         self._intervene: Callable[[Any], Any] | None = None
         if isinstance(intervention, str):
@@ -210,8 +211,9 @@ def _two_sets(name: str, examples: Any, beside: Sequence[str]) -> list[Any]:
             f"variable '{name}': `examples` and `{beside[0]}` were both given; a variable has labels or examples, and only "
             "labels have a kind and an intervention to be checked against."
         )
-    if not isinstance(examples, (list, tuple)) or len(examples) != 2:
-        got = f"{len(examples)}" if isinstance(examples, (list, tuple)) else f"{type(examples).__name__}"
+    several = isinstance(examples, Sequence) and not isinstance(examples, str)  # Hydra's lists are no list
+    if not several or len(examples) != 2:
+        got = f"{len(examples)}" if several else f"{type(examples).__name__}"
         raise VariableError(f"`examples` of '{name}' expects two sets, (with, without), got {got}.")
     for found in examples:
         if isinstance(found, str) and ":" not in found:

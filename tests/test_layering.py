@@ -10,6 +10,7 @@ import lightning_interp
 ORDER = [
     "demo",
     "callbacks",
+    "huggingface",
     "editing",
     "explanation",
     "erasure",

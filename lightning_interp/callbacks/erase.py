@@ -11,13 +11,13 @@ from lightning_interp.callbacks.certificates import certificate_path, keep_certi
 from lightning_interp.callbacks.probing import Callback, LightningModule, Trainer, abandon, validates
 from lightning_interp.callbacks.variables_by_name import find_variable, measuring
 from lightning_interp.erasure import Erasure
-from lightning_interp.errors import InterpError, nearest
+from lightning_interp.errors import InterpError, NearestArgument, nearest
 from lightning_interp.variables import Variable
 
 log = logging.getLogger(__name__)
 
 
-class EraseConfounder(Callback):
+class EraseConfounder(NearestArgument, Callback):
     """Erases a confounder from a layer's activation in every forward pass of the Trainer.
 
     *Formula.* h' = h − W⁺PW(h − mean), W the inverse root of the activation's covariance, P the projection on W Σ_hz (LEACE,

@@ -86,7 +86,6 @@ class ConceptMonitor(ProbingCallback[Monitor]):
         max_events: int = 1000,
         seed: int = 0,
     ) -> None:
-        self.places = {"output": output, "inputs": inputs, "target": target}
         self.monitor = Monitor(
             None,
             variables,
@@ -105,6 +104,7 @@ class ConceptMonitor(ProbingCallback[Monitor]):
             max_events,
             seed,
         )
+        self.places = {"output": output, "inputs": self.monitor.inputs.place, "target": target}
         super().__init__(self.monitor, data, every_n_epochs, every_n_train_steps, dataloader_idx, prefix)
         self._alarmed: set[str] = set()
         self._writers: dict[int, EventWriter] = {}

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_interp.batches import size
-from lightning_interp.errors import InterpError, nearest
+from lightning_interp.errors import InterpError, NearestArgument, nearest
 from lightning_interp.loaders import PaddingCount, probe_loader
 from lightning_interp.probe import Probe
 from lightning_interp.schedules import Schedule
@@ -24,7 +24,7 @@ except ImportError:  # the other name of the same package
 P = TypeVar("P", bound=Probe)
 
 
-class ProbingCallback(Callback, Generic[P]):
+class ProbingCallback(NearestArgument, Callback, Generic[P]):
     """Feeds a `Probe` from the validation loop, the training loop or data of its own, and asks it for events when they are due.
 
     It never changes the run: it reads what the loop already runs, and hooks are on the model only while a batch is being read.

@@ -14,14 +14,14 @@ from lightning_interp.callbacks.monitor import ConceptMonitor
 from lightning_interp.callbacks.probing import Callback, LightningModule, Trainer, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
 from lightning_interp.callbacks.variables_by_name import find_variable, measuring, monitors_of
-from lightning_interp.errors import InterpError
+from lightning_interp.errors import InterpError, NearestArgument
 from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
 from lightning_interp.suppression import Suppression
 from lightning_interp.variables import Variable
 
 
-class SuppressConfounder(Callback):
+class SuppressConfounder(NearestArgument, Callback):
     """Adds a penalty on a confounder to the loss, without a change to the LightningModule.
 
     It acts where the loss is handed to Lightning, before scaling, accumulation, clipping and the strategy: the weights after

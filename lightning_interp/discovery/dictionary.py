@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_interp.errors import NearestArgument
 from lightning_interp.functional.splits import Splits, clarity, distinct, readable_splits
 from lightning_interp.functional.topk import TopKCode, train_top_k
 from lightning_interp.probe import at_least
@@ -28,7 +29,7 @@ class Code(Protocol):
         """Some of the features."""
 
 
-class Dictionary(ABC):
+class Dictionary(NearestArgument, ABC):
     """Finds features of an activation; use `SplitDictionary` or `TopKDictionary`."""
 
     @abstractmethod

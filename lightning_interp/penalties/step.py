@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_interp.errors import NearestArgument
+
 
 @dataclass(frozen=True)
 class Step:
@@ -49,7 +51,7 @@ class Step:
     separable: bool = True
 
 
-class Penalty(ABC):
+class Penalty(NearestArgument, ABC):
     """A term that is added to the task's loss, times a weight.
 
     Attributes:
@@ -82,5 +84,5 @@ class Penalty(ABC):
         """What a resumed run needs, plain types and tensors only."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most have nothing to load
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # most have nothing to load
         """Continue from `state_dict`."""

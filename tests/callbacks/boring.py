@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,21 @@ def plain(event: Any, *without: str) -> dict[str, Any]:
     for name in ("cost_seconds", *without):
         del found[name]
     return found
+
+
+def described(found: Any) -> Any:
+    """What an object of the library was built with, down to plain values: two that are built alike are described alike."""
+    if isinstance(found, Tensor):
+        return bits(found)
+    if isinstance(found, (list, tuple)):
+        return [described(v) for v in found]
+    if isinstance(found, dict):
+        return {k: described(v) for k, v in found.items()}
+    if isinstance(found, partial):
+        return described(found.keywords)
+    if type(found).__module__.startswith("lightning_interp"):
+        return type(found).__name__, described(vars(found))
+    return found if isinstance(found, (str, int, float, bool, set, type(None))) else getattr(found, "__qualname__", type(found))
 
 
 def without_drift(found: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks import boring
 from callbacks.boring import BATCH, Boring, BoringData
-from lightning_interp import Concept, ConceptMonitor, Confounder
+from lightning_interp import Concept, ConceptMonitor, Confounder, DiscoverFeatures
 from lightning_interp.errors import InterpWarning
 
 pytest.importorskip("jsonargparse")
 cli = pytest.importorskip("lightning.pytorch.cli")
+NearestNameParser = pytest.importorskip("lightning_interp.callbacks.parser").NearestNameParser
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),  # few workers, eval mode, …
@@ -49,12 +50,12 @@ def _no_arguments_of_pytest(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fit"])  # else the command line warns of them
 
 
-def build(text: str, folder: Path, *arguments: str, run: bool = False) -> cli.LightningCLI:
+def build(text: str, folder: Path, *arguments: str, run: bool = False, **options) -> cli.LightningCLI:
     """The command line, with the YAML in a file; `run` fits."""
     path = folder / "run.yaml"
     path.write_text("seed_everything: false\n" + text)
     args = [*(["fit"] if run else []), "--config", str(path), *arguments]
-    return cli.LightningCLI(Boring, BoringData, args=args, run=run, save_config_callback=None)
+    return cli.LightningCLI(Boring, BoringData, args=args, run=run, save_config_callback=None, **options)
 
 
 def monitors(made: cli.LightningCLI) -> list[ConceptMonitor]:
@@ -158,6 +159,96 @@ def test_print_config_gives_back_the_same_monitor(tmp_path, capsys):
     assert "max_samples: 4096" in printed
     (again,) = monitors(build(printed.replace("ckpt_path: null\n", "").replace("weights_only: null\n", ""), tmp_path))
     assert settings(again) == settings(first)
+
+
+EVERY = """
+    - class_path: lightning_interp.SuppressConfounder
+      init_args:
+        confounder: grass
+        given: [moo]
+        penalty:
+          class_path: lightning_interp.penalties.Sum
+          init_args:
+            penalties:
+              - lightning_interp.penalties.ContributionPenalty
+              - {class_path: lightning_interp.penalties.IndependencePenalty, init_args: {measure: hsic}}
+            weights: [1, 10]
+        layer: encoder.4
+        budget: 0.05
+        budget_on: ratio
+    - class_path: lightning_interp.EraseConfounder
+      init_args: {confounder: grass, layer: encoder, given: [moo], data: val, ridge: 0.001}
+    - class_path: lightning_interp.DiscoverFeatures
+      init_args:
+        layer: encoder.4
+        variables: [{class_path: lightning_interp.Concept, init_args: {name: moo}}]
+        dictionary: {class_path: lightning_interp.discovery.TopKDictionary, init_args: {atoms: 12}}
+        output: head
+        inputs: [x]
+        prefix: features
+"""
+
+
+def built(callbacks):
+    """What every callback was built with, by value; the names that it waits for a monitor to know are looked up."""
+    return [boring.described(c) for c in callbacks if type(c).__module__.startswith("lightning_interp")]
+
+
+def printed(folder, capsys, *arguments):
+    """The whole configuration, with all defaults, as the command line prints it."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        build(START + MONITOR + EVERY, folder, *arguments, "--print_config", run=True)
+    assert done.value.code == 0
+    return capsys.readouterr().out.replace("ckpt_path: null\n", "").replace("weights_only: null\n", "")
+
+
+def test_print_config_gives_back_every_callback(tmp_path, capsys):
+    first = built(build(START + MONITOR + EVERY, tmp_path).trainer.callbacks)
+    assert len(first) == 4
+    text = printed(tmp_path, capsys)
+    assert all(setting in text for setting in ("ramp_epochs: 1", "every_n_steps: 5", "memory_rows: 1024", "max_samples: 4096"))
+    assert built(build(text, tmp_path).trainer.callbacks) == first
+
+
+def test_the_command_line_overrides_the_last_callback(tmp_path, capsys):
+    way = "--trainer.callbacks.init_args."
+    arguments = [f"{way}prefix=other", f"{way}dictionary.init_args.atoms=7"]
+    found = build(START + MONITOR + EVERY, tmp_path, *arguments).trainer.callbacks
+    last = next(c for c in found if isinstance(c, DiscoverFeatures))
+    assert (last.prefix, last.discovery.dictionary.atoms) == ("other", 7)
+    assert built(build(printed(tmp_path, capsys, *arguments), tmp_path).trainer.callbacks) == built(found)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "last"),
+    [
+        ("warn_above: 1.0", "warn_abov: 1.0", "ConceptMonitor has no argument 'warn_abov'. Did you mean 'warn_above'?"),
+        ("interp.ConceptMonitor", "interp.ConceptMonitr", "no attribute 'ConceptMonitr'. Did you mean 'ConceptMonitor'"),
+        ("interp.Confounder", "interp.Confunder", "no attribute 'Confunder'. Did you mean 'Confounder'"),
+        (
+            "kind: binary",
+            "kind: binry",
+            "'binry' is none of 'auto', 'binary', 'categorical', 'continuous'. Did you mean 'binary'?",
+        ),
+        ("name: grass", "nam: grass", "Confounder has no argument 'nam'. Did you mean 'name'?"),
+        ("callbacks.boring:swap_grass", "callbacks.boring:swap_gras", "has no 'swap_gras'. Did you mean 'swap_grass'"),
+        ("[contribution, groups", "[contributions, groups", "'contributions' is none of"),
+        ("warn_above: 1.0", "data: vall", "'vall' is none of 'val', 'train'. Did you mean 'val'?"),
+        ("penalties.Sum", "penalties.Summ", "there is no 'Summ'. Did you mean 'Sum'?"),
+        ("atoms: 12", "features: 12", "TopKDictionary has no argument 'features'. Known: 'atoms', 'k', 'steps', 'lr'."),
+        ("weights: [1, 10]", "weight: [1, 10]", "Sum has no argument 'weight'. Did you mean 'weights'?"),
+        ("measure: hsic", "measure: hsik", "'hsik' is none of"),
+        ("budget_on: ratio", "budget_on: ration", "'ration' is none of 'share', 'ratio'. Did you mean 'ratio'?"),
+    ],
+)
+def test_the_last_line_names_what_was_meant(tmp_path, capsys, right, wrong, last):
+    text = MONITOR + EVERY
+    assert text.count(right) == 1
+    with pytest.raises((SystemExit, ValueError)) as error:
+        build(START + text.replace(right, wrong), tmp_path, parser_class=NearestNameParser)
+    said = capsys.readouterr().err if isinstance(error.value, SystemExit) else str(error.value)
+    assert last in said.rstrip().splitlines()[-1]
 
 
 def test_several_monitors_stand_in_one_yaml(tmp_path):

@@ -112,8 +112,8 @@ def trainer(folder, model, data=Sentences, monitor=None, suppressions=(), cls=No
     options = {
         "num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": BATCH,
         "max_grad_norm": 0.0, "eval_strategy": "epoch", "save_strategy": "no", "logging_strategy": "epoch", "report_to": [],
-        "disable_tqdm": True, "use_cpu": True, "remove_unused_columns": False, "train_sampling_strategy": "sequential", "seed": 0,
-        "lr_scheduler_type": "constant", "dataloader_pin_memory": False, **options,
+        "disable_tqdm": True, "use_cpu": True, "remove_unused_columns": False, "train_sampling_strategy": "sequential",
+        "seed": 0, "lr_scheduler_type": "constant", "dataloader_pin_memory": False, **options,
     }  # fmt: skip
     args = transformers.TrainingArguments(output_dir=str(folder), **options)
     sets = {"train_dataset": data(rows[0], 1), "eval_dataset": data(rows[1], 2), "optimizers": (optimizer_of(model), None)}
