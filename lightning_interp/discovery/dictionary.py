@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lightning_interp.functional.splits import Splits, clarity, distinct, readable_splits
+from lightning_interp.errors import InterpError, at_least
+from lightning_interp.functional.splits import Splits, clarity, distinct, readable_splits, split_apart
 from lightning_interp.functional.topk import TopKCode, train_top_k
-from lightning_interp.probe import at_least
+
+VARIES = 1e-12  # variance of a principal component, in units of the largest, over which it counts as one
 
 
 class Code(Protocol):
@@ -41,7 +43,7 @@ class Dictionary(ABC):
             seed: of what is drawn.
 
         Returns:
-            The features, most clearly seen first, no two of them alike.
+            The features, most clearly seen first; there may be none.
         """
 
     @abstractmethod
@@ -63,7 +65,7 @@ class SplitDictionary(Dictionary):
 
     Args:
         components: principal components to start from; twice as many random mixtures of them are started from too.
-        ridge: of the probes, in units of the mean eigenvalue.
+        ridge: of the probes, in units of the mean eigenvalue, over 0.
         alike: absolute correlation over which two splits count as one, 0…1.
 
     Raises:
@@ -72,23 +74,24 @@ class SplitDictionary(Dictionary):
 
     def __init__(self, components: int = 10, ridge: float = 1e-2, alike: float = 0.3) -> None:
         self.components = at_least(components, 1, "components")
-        self.ridge = ridge
+        self.ridge = _positive(ridge, "ridge")
+        if not 0 <= alike <= 1:
+            raise InterpError(f"`alike` expects a correlation, 0…1, got {alike!r}.")
         self.alike = alike
         self._read: Tensor | None = None
 
     def fit(self, h: Tensor, starts: Tensor, seed: int) -> Code:
         """Splits from principal components, random mixtures of them, `starts`, and the splits of the last fit."""
         h = h.double()
-        centred = h - h.mean(0)
-        _, s, v = torch.linalg.svd(centred, full_matrices=False)
-        main = v[: self.components].T
-        white = main / s[: main.shape[1]].clamp_min(1e-9 * s[0])
+        main, white = _principal(h - h.mean(0), self.components)
         mixed = white @ torch.randn(main.shape[1], 2 * self.components, generator=_generator(seed), dtype=h.dtype)
         last = self._read if self._read is not None and len(self._read) == h.shape[1] else h.new_zeros(h.shape[1], 0)
         found = readable_splits(h, torch.cat([last, starts.double(), main, mixed], 1), self.ridge)
         codes = found.codes(h)
+        sides = codes > found.threshold
         order = clarity(codes, found.threshold).argsort(descending=True, stable=True)
-        kept = torch.tensor(distinct(codes > found.threshold, order, found.read.shape[1], self.alike))
+        order = order[split_apart(sides)[order]]
+        kept = torch.tensor(distinct(sides, order, len(order), self.alike), dtype=torch.int64)
         out = _rarer(found.select(kept), h)
         self._read = out.read
         return out
@@ -120,15 +123,19 @@ class TopKDictionary(Dictionary):
 
     def __init__(self, atoms: int = 32, k: int = 4, steps: int = 500, lr: float = 3e-3) -> None:
         self.atoms = at_least(atoms, 1, "atoms")
-        self.k = min(at_least(k, 1, "k"), atoms)
+        if at_least(k, 1, "k") > atoms:
+            raise InterpError(f"`k` expects {atoms} at most, the number of `atoms`, got {k}.")
+        self.k = k
         self.steps = at_least(steps, 1, "steps")
-        self.lr = lr
+        self.lr = _positive(lr, "lr")
         self._last: TopKCode | None = None
 
     def fit(self, h: Tensor, starts: Tensor, seed: int) -> Code:
-        """Train on; `starts` are of no use to it."""
+        """Train on; `starts` are of no use to it. Atoms that no sample has, or all have alike, are no features."""
         self._last = train_top_k(h, self.atoms, self.k, self.steps, self.lr, _generator(seed), self._last)
-        return self._last.select((self._last.codes(h) > 0).double().sum(0).argsort(descending=True, stable=True))
+        codes = self._last.codes(h)
+        order = (codes > 0).double().sum(0).argsort(descending=True, stable=True)
+        return self._last.select(order[(codes > self._last.threshold).any(0)[order]])
 
     def state_dict(self) -> dict[str, Any]:
         """The autoencoder's weights."""
@@ -156,6 +163,23 @@ def _rarer(found: Splits, h: Tensor) -> Splits:
     sign = torch.where(turn, -1.0, 1.0).double()
     shift = turn.double()
     return Splits(found.read * sign, shift + found.bias * sign, shift + found.threshold * sign)
+
+
+def _principal(centred: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Directions `[d, q]` of the largest principal components, and the same scaled so that each reads with one variance."""
+    wide = centred.shape[1] > len(centred)
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    values, vectors = values.flip(0)[:most], vectors.flip(1)[:, :most]
+    kept = values > VARIES * values[0]
+    size = values[kept].sqrt()
+    main = centred.T @ vectors[:, kept] / size if wide else vectors[:, kept]
+    return main, main / size
+
+
+def _positive(value: float, argument: str) -> float:
+    if not value > 0:
+        raise InterpError(f"`{argument}` expects a number over 0, got {value!r}.")
+    return value
 
 
 def _generator(seed: int) -> torch.Generator:
