@@ -49,8 +49,9 @@ def _spread(rows: Rows, codes: Tensor, where: Tensor) -> Spread:
     """Second moments of residual codes, in units of their spread, and residual outputs, over the whole output's variance."""
     share = (rows.weight[where] / rows.weight[where].sum()).unsqueeze(1)
     u, o = rows.residual(codes, where), rows.residual(rows.explained.output, where)
-    spread, whole = ((share * u**2).sum(0).sqrt(), codes[where].std(0, unbiased=False))
-    u = torch.where(spread > LEFT * whole, u / spread, 0)
+    spread, whole = (share * u**2).sum(0).sqrt(), codes[where].std(0, unbiased=False)
+    rounding = STILL**0.5 * (codes[where] ** 2).mean(0).sqrt()
+    u = torch.where(spread > torch.maximum(LEFT * whole, rounding), u / spread, 0)
     total, _ = rows.unexplained(rows.explained.output, where)
     return Spread(u.T @ (share * u), u.T @ (share * o), total)
 
