@@ -9,10 +9,10 @@ from lightning_interp.discovery.rows import Rows
 from lightning_interp.functional.direction import ridge_filter
 from lightning_interp.functional.outputs import Explained
 from lightning_interp.functional.shares import MAX_LMG, Spread, lmg
+from lightning_interp.functional.splits import LEFT
 
 MIN_SAMPLES = 60  # on either half; fewer say nothing about a feature
 STILL = 1e-20  # variance over mean square, under which something is constant but for rounding
-LEFT = 1e-6  # of a code's spread, under which the named variables leave nothing of it but rounding
 MIN_WRONG = 5  # samples of a class that the model gets wrong, and as many right
 
 

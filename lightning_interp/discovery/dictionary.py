@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_interp.errors import InterpError, at_least
-from lightning_interp.functional.splits import Splits, clarity, distinct, readable_splits, split_apart
+from lightning_interp.functional.splits import LEFT, Splits, beside, clarity, distinct, readable_splits, split_apart
 from lightning_interp.functional.topk import TopKCode, train_top_k
 
+SAME = 0.95  # absolute correlation of sides, over which two splits are one whatever is held fixed
 VARIES = 1e-12  # variance of a principal component, in units of the largest, over which it counts as one
 
 
@@ -34,12 +35,13 @@ class Dictionary(ABC):
     """Finds features of an activation; use `SplitDictionary` or `TopKDictionary`."""
 
     @abstractmethod
-    def fit(self, h: Tensor, starts: Tensor, seed: int) -> Code:
+    def fit(self, h: Tensor, starts: Tensor, named: Tensor, seed: int) -> Code:
         """Find features.
 
         Args:
             h: activations `[n, d]`.
             starts: directions `[d, s]` that are worth a try: what matters to the output.
+            named: the named variables, coded, `[n, q]`: what they are already is no feature.
             seed: of what is drawn.
 
         Returns:
@@ -61,12 +63,13 @@ class SplitDictionary(Dictionary):
     The default. Found in the activation as it is, not in what the named variables leave of it: a feature that travels with a
     named variable is mostly gone from that (at an agreement of 85 % the best direction in it correlates .75–.89 with the
     feature, in the whole activation 1.0); what a feature has in common with them is taken out of its code afterwards, before
-    its contribution is counted.
+    its contribution is counted. A split that is a named variable's is left out, and two splits are alike if they are so among
+    samples that have the named variables in common: else a feature would be hidden by the named variable that it travels with.
 
     Args:
         components: principal components to start from; twice as many random mixtures of them are started from too.
         ridge: of the probes, in units of the mean eigenvalue, over 0.
-        alike: absolute correlation over which two splits count as one, 0…1.
+        alike: absolute correlation, the named variables held fixed, over which two splits count as one, 0…1.
 
     Raises:
         InterpError: an argument is not usable.
@@ -80,7 +83,7 @@ class SplitDictionary(Dictionary):
         self.alike = alike
         self._read: Tensor | None = None
 
-    def fit(self, h: Tensor, starts: Tensor, seed: int) -> Code:
+    def fit(self, h: Tensor, starts: Tensor, named: Tensor, seed: int) -> Code:
         """Splits from principal components, random mixtures of them, `starts`, and the splits of the last fit."""
         h = h.double()
         main, white = _principal(h - h.mean(0), self.components)
@@ -90,8 +93,11 @@ class SplitDictionary(Dictionary):
         codes = found.codes(h)
         sides = codes > found.threshold
         order = clarity(codes, found.threshold).argsort(descending=True, stable=True)
-        order = order[split_apart(sides)[order]]
-        kept = torch.tensor(distinct(sides, order, len(order), self.alike), dtype=torch.int64)
+        left = beside(sides, named)
+        new = split_apart(sides) & (left.std(0) > LEFT * sides.double().std(0))
+        order = order[new[order]]
+        order = torch.tensor(distinct(sides, order, len(order), SAME), dtype=torch.int64)
+        kept = torch.tensor(distinct(left, order, len(order), self.alike), dtype=torch.int64)
         out = _rarer(found.select(kept), h)
         self._read = out.read
         return out
@@ -130,8 +136,8 @@ class TopKDictionary(Dictionary):
         self.lr = _positive(lr, "lr")
         self._last: TopKCode | None = None
 
-    def fit(self, h: Tensor, starts: Tensor, seed: int) -> Code:
-        """Train on; `starts` are of no use to it. Atoms that no sample has, or all have alike, are no features."""
+    def fit(self, h: Tensor, starts: Tensor, named: Tensor, seed: int) -> Code:
+        """Train on; `starts` and `named` are of no use to it. Atoms that no sample has, or all have alike, are no features."""
         self._last = train_top_k(h, self.atoms, self.k, self.steps, self.lr, _generator(seed), self._last)
         codes = self._last.codes(h)
         order = (codes > 0).double().sum(0).argsort(descending=True, stable=True)

@@ -220,7 +220,8 @@ class Discovery(Probe):
             return replace(event, notes=(*notes, f"discovery withheld: {why}"))
         total, left = rows.unexplained(rows.explained.output, ~rows.fitting)
         unexplained = left / total
-        code = self.dictionary.fit(rows.h[rows.fitting], useful_directions(rows), self.seed)
+        half = rows.fitting
+        code = self.dictionary.fit(rows.h[half], useful_directions(rows), rows.z[half], self.seed)
         event = replace(event, unexplained=unexplained, unnamed=unexplained)
         if not len(code.threshold):
             self._found = Found(code, (), (), _fingerprint(self._watcher.model))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 GAUSSIAN_CLARITY = 2 / math.pi  # what a cut through a normal distribution explains of it: no split at all
+LEFT = 0.1  # of a spread: a code of which the named variables leave less is theirs, and the rest a probe's ridge blown up
 LEAST_SHARE = 0.02  # of the rows, on the smaller side: fewer are outliers, no feature
 
 
@@ -148,11 +149,23 @@ def clarity(codes: Tensor, threshold: Tensor) -> Tensor:
     return ((a * b).sum(0) ** 2 / ((a**2).sum(0) * (b**2).sum(0)).clamp_min(tiny)).clamp(0, 1)
 
 
+def beside(sides: Tensor, named: Tensor) -> Tensor:
+    """What is left of sides once variables are held fixed, `[n, s]`.
+
+    Args:
+        sides: `[n, s]`.
+        named: the variables, coded, `[n, q]`.
+    """
+    z = torch.cat([named.new_ones(len(named), 1), named], 1).double()
+    sides = sides.double()
+    return sides - z @ torch.linalg.lstsq(z, sides, driver="gelsd").solution
+
+
 def distinct(sides: Tensor, order: Tensor, most: int, alike: float) -> list[int]:
     """Columns no two of which are alike, taken in order.
 
     Args:
-        sides: `[n, s]`.
+        sides: `[n, s]`, or what is left of them.
         order: columns, the best first.
         most: columns to take at most.
         alike: absolute correlation over which two count as the same.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import nets
 import torch
 from torch import Tensor, nn
 
-import nets
 from lightning_interp import Concept, Confounder
 from lightning_interp.collection import Rows as BatchRows
 from lightning_interp.discovery import Discovery
@@ -62,7 +62,9 @@ def batch_rows(h: Tensor, output: Tensor, values: Tensor, target: Tensor | None 
     )
 
 
-def rows(h: Tensor, output: Tensor, values: Tensor, target: Tensor | None = None, weights: str = "balanced", **more: Any) -> Rows:
+def rows(
+    h: Tensor, output: Tensor, values: Tensor, target: Tensor | None = None, weights: str = "balanced", **more: Any
+) -> Rows:
     """Rows of a probe set with one confounder for each column of `values`."""
     named = [Confounder(f"v{j}") for j in range(values.shape[1])]
     return joined([batch_rows(h, output, values, target, **more)], "layer", named, {}, weights, 0, 0)[0]

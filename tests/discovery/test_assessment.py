@@ -5,8 +5,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-
 from discovery.scenes import draws, rows
+
 from lightning_interp.discovery.assessment import (
     MIN_SAMPLES,
     by_cell,

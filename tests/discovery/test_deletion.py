@@ -5,9 +5,10 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from discovery.scenes import discovery, draws, feed, looked, model, rows, samples
+from nets import said
 from torch import nn
 
-from discovery.scenes import discovery, draws, feed, looked, model, rows, samples
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import select
 from lightning_interp.batches import Inputs
@@ -16,7 +17,6 @@ from lightning_interp.discovery.deletion import deletions, eraser
 from lightning_interp.passes import Caller
 from lightning_interp.passes.above import Above, with_siblings
 from lightning_interp.reading import Reader
-from nets import said
 
 N = 300
 

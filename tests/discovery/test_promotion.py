@@ -2,19 +2,19 @@
 
 import copy
 
+import nets
 import pytest
 import torch
+from discovery.scenes import draws, feed, looked, model, samples
+from nets import fingerprint, random_streams, said
 from torch import nn
 
-import nets
-from discovery.scenes import draws, feed, looked, model, samples
 from lightning_interp import Concept, Confounder, explain
 from lightning_interp.activations.capture import capture
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs
 from lightning_interp.discovery import Discovery, FeatureLabel, SplitDictionary, TopKDictionary
 from lightning_interp.errors import InterpError, LabelError, LayerError
-from nets import fingerprint, random_streams, said
 
 
 def found_in(net, batch, **options):
@@ -152,7 +152,7 @@ class Long(nn.Module):
 
 def label_of(net, layer="layer", inputs="x", **options):
     h = draws(50, 4)
-    code = SplitDictionary().fit(h, torch.zeros(4, 0), 0).select(torch.tensor([0]))
+    code = SplitDictionary().fit(h, torch.zeros(4, 0), torch.zeros(50, 0), 0).select(torch.tensor([0]))
     options = {"pooling": Pooling("mean"), "reverse": False, "binary": False, **options}
     return FeatureLabel(net, layer, code, Inputs(inputs), **options)
 

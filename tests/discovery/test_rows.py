@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from discovery.scenes import batch_rows, draws, rows
+
 from lightning_interp import Concept, Confounder
 from lightning_interp.discovery.rows import first_of_each, joined
 from lightning_interp.errors import LayerError, ProbeSetError
@@ -13,7 +13,11 @@ ONE = [Confounder("v0")]
 
 
 def plain(n=90, seed=0):
-    return {"h": draws(n, 3, seed=seed), "output": draws(n, 2, seed=seed + 1), "values": torch.arange(n).remainder(3).lt(1)[:, None]}
+    return {
+        "h": draws(n, 3, seed=seed),
+        "output": draws(n, 2, seed=seed + 1),
+        "values": torch.arange(n).remainder(3).lt(1)[:, None],
+    }
 
 
 def test_each_sample_counts_once_in_the_order_of_the_keys():
@@ -85,7 +89,9 @@ def test_batches_that_are_not_finite_are_left_out_and_counted():
     assert len(found.key) == 90
     assert notes == ["3 batches were left out"]
     assert joined([batch_rows(**plain())], "layer", ONE, {}, "balanced", 0, 0)[1] == []
-    with pytest.raises(ProbeSetError, match="no batch had labels and finite outputs and activations; 3 were left out") as problem:
+    with pytest.raises(
+        ProbeSetError, match="no batch had labels and finite outputs and activations; 3 were left out"
+    ) as problem:
         joined([bad], "layer", ONE, {}, "balanced", 0, 2)
     assert problem.value.skipped == 3
 

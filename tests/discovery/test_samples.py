@@ -6,9 +6,9 @@ import io
 import numpy as np
 import pytest
 import torch
+from discovery.scenes import draws
 from PIL import Image
 
-from discovery.scenes import draws
 from lightning_interp.batches import Inputs
 from lightning_interp.discovery.samples import GAP, LARGE, MOST_COLUMNS, MOST_TOKENS, TILE, find_samples, shown
 from lightning_interp.errors import InterpError

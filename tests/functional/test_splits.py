@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from lightning_interp.functional.splits import (
     GAUSSIAN_CLARITY,
     LEAST_SHARE,
+    beside,
     clarity,
     cut,
     distinct,
@@ -38,7 +39,7 @@ def best_cut(x, least):
 @given(READINGS, st.integers(1, 3))
 def test_the_cut_is_the_best_of_all_thresholds(values, least):
     x = np.array(values, dtype=float)
-    share, over = best_cut(x, least)
+    share, _over = best_cut(x, least)
     got = cut(torch.tensor(x).unsqueeze(1), least)
     assert float(got.explained) == pytest.approx(share, abs=1e-9)
     sides = x > float(got.threshold)
@@ -109,7 +110,7 @@ def test_a_feature_is_found_though_it_travels_with_another():
     found = readable_splits(h, starts(20))
     assert correlations(found, h, feature).max() > 0.999
     assert correlations(found, h, variable).max() > 0.999
-    _, s, v = torch.linalg.svd(h - h.mean(0))  # what the first components alone would have given
+    _, _s, v = torch.linalg.svd(h - h.mean(0))  # what the first components alone would have given
     projected = (h - h.mean(0)) @ v[:2].T
     assert max(abs(np.corrcoef(projected[:, j], feature)[0, 1]) for j in (0, 1)) < 0.95
 
@@ -208,3 +209,15 @@ def test_distinct_takes_the_best_of_those_that_are_alike():
     assert distinct(sides, torch.tensor([0, 2, 3, 1]), 4, 0.99) == [0, 2]
     assert distinct(sides, torch.tensor([3, 2, 1]), 1, 0.3) == [3]
     assert distinct(sides, torch.tensor([], dtype=torch.int64), 4, 0.3) == []
+
+
+def test_what_is_left_beside_variables_is_that_of_a_regression():
+    _, variable, feature = planted()
+    z = torch.stack([variable, torch.arange(len(variable)) % 3.0], 1)
+    sides = torch.stack([feature, variable], 1).bool()
+    x = np.column_stack([np.ones(len(z)), z.numpy()])
+    y = sides.double().numpy()
+    assert np.allclose(beside(sides, z), y - x @ np.linalg.lstsq(x, y, rcond=None)[0])
+    assert float(beside(sides, z)[:, 1].abs().max()) < 1e-12
+    assert torch.allclose(beside(sides, z[:, :0]), sides.double() - sides.double().mean(0))
+    assert torch.allclose(beside(sides, torch.cat([z, z], 1)), beside(sides, z))

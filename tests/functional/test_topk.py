@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from nets import random_streams
 
 from lightning_interp.functional.topk import TopKCode, train_top_k
-from nets import random_streams
 
 OPTIONS = {"atoms": 8, "k": 2, "steps": 60, "lr": 3e-3}
 
