@@ -76,7 +76,7 @@ def test_the_label_and_its_flip():
     """Grass travels with the label, and the model goes by the grass alone: it errs where grass is not the label."""
     net = nets.Equation([[0.0, 0, -2, -0.1], [0.0, 0, 2, 0.1]])
     net.head.bias.data = torch.tensor([2.0, -2.0]).double()
-    batch = nets.probe({(1, 0, 1): 90, (0, 1, 0): 90, (1, 1, 0): 25, (0, 0, 1): 25, (1, 1, 1): 60, (0, 0, 0): 60})
+    batch = nets.probe({(m, t, g): 90 if m == g else 15 for m in (0, 1) for t in (0, 1) for g in (0, 1)})
     batch["y"] = batch["moo"]
     found = looked(net, batch)
     named = truth_of(found, batch, net)
