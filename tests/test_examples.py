@@ -410,15 +410,18 @@ NEEDS = "needs a value of 'stripes' for every sample; it has `examples`, no labe
 
 @pytest.mark.parametrize(
     "penalty",
-    [
-        ContributionPenalty, InvariancePenalty, IndependencePenalty, GradientPenalty, BalancedReweighting, GroupDRO,
-    ],
-)  # fmt: skip
+    [ContributionPenalty, InvariancePenalty, IndependencePenalty, BalancedReweighting, GroupDRO],
+)
 def test_penalties_refuse_it(penalty):
     with pytest.raises(VariableError, match=f"`penalty={penalty.__name__}` {NEEDS}"):
         Suppression(net_of_tanh(), stripes()[2], [Concept("moo")], penalty(), target="moo", inputs="x")
     with pytest.raises(VariableError, match=NEEDS):
         Suppression(net_of_tanh(), Confounder("grass"), [stripes(kind=Concept)[2]], penalty(), target="moo", inputs="x")
+
+
+def test_what_is_given_must_have_labels():
+    with pytest.raises(VariableError, match=f"`penalty=GradientPenalty` {NEEDS}"):
+        Suppression(net_of_tanh(), Confounder("grass"), [stripes(kind=Concept)[2]], GradientPenalty(), layer="encoder.0")
 
 
 def test_erasure_and_surgery_refuse_it():
