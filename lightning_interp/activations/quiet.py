@@ -31,9 +31,28 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unnoticed(model: nn.Module) -> Iterator[None]:
-    """The same for a pass in the mode that the model is in, compiled parts as they are."""
-    with random_state(), _buffers(model), _metrics(model), _silent_log(model):
+    """The same for a pass in the mode that the model is in, compiled parts as they are; and readers do not see it."""
+    with random_state(), _buffers(model), _metrics(model), _silent_log(model), unseen():
         yield
+
+
+_passes = 0  # of the library's own that are running, one within the other
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """A pass of one's own that readers do not see: those of `hooked` that were there before it."""
+    global _passes
+    _passes += 1
+    try:
+        yield
+    finally:
+        _passes -= 1
+
+
+def own_passes() -> int:
+    """How many passes of the library's own are running, one within the other."""
+    return _passes
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_interp.activations.checkpoints import kept
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.quiet import Draws, unnoticed
+from lightning_interp.activations.quiet import Draws, unnoticed, unseen
 from lightning_interp.activations.select import device_of
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
@@ -36,7 +36,7 @@ def run_again(model: nn.Module, inputs: Inputs, output: Tap, batch: Any, rows: i
     """
     raws: list[Tensor] = []
     try:
-        with output.open(raws):
+        with output.open(raws), unseen():
             inputs.call(model, batch)
     except InterpError:
         raise

@@ -16,11 +16,12 @@ from callbacks import boring
 from callbacks.boring import BATCH, TRAIN, Boring, BoringData, Memory, fit, hooks, monitor, swap_grass
 from lightning_interp import Concept, Confounder, SuppressConfounder
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
-from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, GroupDRO, InvariancePenalty
+from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, GradientPenalty, GroupDRO, InvariancePenalty
 
 pytestmark = boring.HOST_WARNINGS
 
 STEPS = TRAIN // BATCH  # in an epoch
+STRIPES = Confounder("stripes", examples=(boring.with_stripes, boring.without_stripes))
 FIXED = partial(Boring, dropout=0.0)
 
 
@@ -409,6 +410,23 @@ def test_places_of_a_monitor_are_taken_for_variables_too():
     _, wanted = fit(suppress())
     assert s.suppression.output == "head"
     assert torch.equal(weights(found), weights(wanted))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "options"),
+    [
+        (InvariancePenalty, {}),
+        (GradientPenalty, {"layer": "encoder.4"}),
+        (GradientPenalty, {"layer": "encoder.4", "confounder": STRIPES, "given": []}),
+    ],
+)
+def test_a_monitor_of_the_training_steps_does_not_see_the_penaltys_own_passes(penalty, options):
+    events = []
+    for callbacks in ((), (suppress(penalty=penalty(), weight=0.0, balance=False, **options),)):
+        watcher = monitor(data="train")
+        fit(watcher, *callbacks, model=FIXED)
+        events.append([boring.plain(e) for e in watcher.history])
+    assert events[0] == events[1]
 
 
 def test_a_watched_run_with_a_penalty_has_the_same_bits():
