@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.quiet import compiled, eager, kept_graphs
+from lightning_interp.activations.quiet import compiled, eager, kept_graphs, unseen
 from lightning_interp.activations.select import device_of
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
@@ -190,7 +190,7 @@ class StepWatcher:
     def intervened(self, taken: Taken, change: Callable[[Any], Any]) -> Tensor:
         """The raw output for the changed batch, on the graph, as the step itself would give it."""
         kind, cast = taken.raw.device.type, taken.autocast
-        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager):
+        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager), unseen():
             return _wide(run_again(self.model, self.inputs, self.output, change(self.step.batch), len(taken.raw)))
 
     def shown(self, variable: Variable, max_samples: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -34,6 +34,11 @@ class _Hook:
         return self
 
 
+def is_reader(hook: Any) -> bool:
+    """Whether a forward hook is one of `hooked` that does not see passes of the library's own."""
+    return isinstance(hook, _Hook) and not hook.recomputed
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward pass right now, so that a forward call is a recomputation."""
     task = getattr(torch._C, "_current_graph_task_id", None)  # private; without it recomputations are read as well

@@ -170,7 +170,10 @@ def _modes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     # The pass works on copies: what inference mode made (trainer.validate) could be neither written to nor put back outside it.
-    held = [(m, dict(m._buffers)) for m in model.modules()]
+    # A scripted module takes no others in their place, and gets its own back as they were.
+    held = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    scripted = [b for m in model.modules() if isinstance(m, torch.jit.ScriptModule) for b in m.buffers(recurse=False)]
+    before = [b.detach().clone() for b in scripted]
     try:
         for m, buffers in held:
             m._buffers.update({name: b.detach().clone() for name, b in buffers.items() if b is not None})
@@ -178,6 +181,9 @@ def _buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for m, buffers in held:
             m._buffers.update(buffers)
+        with torch.no_grad():
+            for b, old in zip(scripted, before, strict=True):
+                b.copy_(old)
 
 
 @contextmanager

@@ -306,6 +306,24 @@ def test_two_side_by_side(tmp_path):
     assert hooks(both) == 0
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("penalty", "layer"), [(InvariancePenalty, None), (GradientPenalty, "encoder.4"), (GradientPenalty, "encoder.0")]
+)
+def test_one_does_not_see_the_passes_of_another(penalty, layer, last):
+    """A second pass within the step of the other: of the changed batch, or of a shifted layer."""
+    odd = Confounder("odd", label=lambda batch: batch["id"] % 2, intervention=swap_grass)
+
+    def other():
+        return suppress(odd, [], penalty(), layer=layer, weight=0.0, balance=False)
+
+    for own, where in ((ContributionPenalty, {}), (GradientPenalty, {"layer": "encoder.4"})):
+        pair = [suppress(penalty=own(), **where), other()]
+        _, found = fit(*(pair if last else pair[::-1]), model=FIXED)
+        _, wanted = fit(suppress(penalty=own(), **where), model=FIXED)
+        assert torch.equal(weights(found), weights(wanted))
+
+
 def test_two_penalties_on_one_confounder_have_keys_of_their_own():
     run, _ = fit(suppress(), suppress(penalty=InvariancePenalty()))
     found = {k for k in run.callback_metrics if k.startswith("penalty/")}
