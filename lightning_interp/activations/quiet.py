@@ -120,8 +120,8 @@ def compiled(model: nn.Module) -> bool:
     )
 
 
-class Draws:
-    """The random number generators of torch, numpy and Python as they are now.
+class TorchDraws:
+    """The random number generators of torch as they are now.
 
     Args:
         device: whose generator is kept beside that of the CPU; None: no other.
@@ -131,15 +131,33 @@ class Draws:
         self._device = device if device is not None and device.type == "cuda" else None
         self._torch = torch.get_rng_state()
         self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
-        self._rest = random.getstate(), np.random.get_state()
 
     def restore(self) -> None:
         """Put them back."""
         torch.set_rng_state(self._torch)
         if self._device is not None and self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+class Draws(TorchDraws):
+    """The random number generators of torch, numpy and Python as they are now; twenty times as slow."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__(device)
+        self._rest = random.getstate(), np.random.get_state()
+
+    def restore(self) -> None:
+        """Put them back."""
+        super().restore()
         random.setstate(self._rest[0])
         np.random.set_state(self._rest[1])
+
+    def rest_is_so(self) -> bool:
+        """Whether those of numpy and Python are so now."""
+        python, (kind, keys, *others) = self._rest
+        now_kind, now_keys, *now_others = np.random.get_state()
+        numpy = (kind, others) == (now_kind, now_others) and np.array_equal(keys, now_keys)
+        return numpy and random.getstate() == python
 
 
 @contextmanager

@@ -79,8 +79,9 @@ class Derivative:
     it give what they gave in the step, on its graph, where they are called as they were called there, and compute nothing (see
     `standing_in`); what happens between them, outside any module, is computed again. The pass sees the random numbers that the
     step itself saw (dropout), and leaves buffers, metrics and logs as they were. Where it cannot come to the same activation as
-    the step (the step changed its inputs), f(h) is run again in the same way: what goes past the layer must not differ between
-    the two ends. A layer that runs several times for one output is shifted in the last run.
+    the step (the step changed its inputs, or a module below drew random numbers of numpy or Python), f(h) is run again in the
+    same way: what goes past the layer must not differ between the two ends. A layer that runs several times for one output is
+    shifted in the last run.
 
     Args:
         model: the network.
@@ -170,7 +171,7 @@ class Derivative:
             if run is None or found.shape != run.value.shape:
                 same.append(False)
                 return found
-            same.append(found is run.value or torch.equal(found, run.value.to(found.dtype)))
+            same.append(run.draws.rest_is_so() and (found is run.value or torch.equal(found, run.value.to(found.dtype))))
             run.draws.restore()
             return (value if run is chosen else run.value.to(value.dtype)).clone()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.capture import in_backward, is_reader
-from lightning_interp.activations.quiet import Draws, own_passes
+from lightning_interp.activations.quiet import TorchDraws, own_passes
 from lightning_interp.activations.select import outermost
 from lightning_interp.passes.above import replaced_forward
 
@@ -31,7 +31,7 @@ class Call:
         before: how many outputs the step had given before it.
         value: what came out, on the graph.
         version: of that.
-        draws: the random numbers that came next.
+        draws: the random numbers of torch that came next.
     """
 
     module: nn.Module
@@ -41,7 +41,7 @@ class Call:
     before: int
     value: Tensor
     version: object
-    draws: Draws
+    draws: TorchDraws
 
     def repeated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call with these arguments, now, is this one again, and nothing was written to either end of it since."""
@@ -102,7 +102,7 @@ class _Reader:
 
     def __init__(self, module: nn.Module, calls: list[Call], outputs: Sequence[Any], passes: int) -> None:
         self.module, self.calls, self.outputs, self.passes = module, calls, outputs, passes
-        self._running: list[Callable[[Tensor, object, Draws], Call]] = []
+        self._running: list[Callable[[Tensor, object, TorchDraws], Call]] = []
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._reads(module):
@@ -115,7 +115,7 @@ class _Reader:
             return
         done = self._running.pop()
         if isinstance(output, Tensor):
-            self.calls.append(done(output, _version(output), Draws(output.device)))
+            self.calls.append(done(output, _version(output), TorchDraws(output.device)))
 
     def _reads(self, module: nn.Module) -> bool:
         # Not a copy of the model, not what a checkpoint runs again, not what a pass of the library's own runs.
@@ -130,8 +130,9 @@ def standing_in(calls: Sequence[Call], layer: nn.Module, wide: bool) -> Iterator
     """Modules give what they gave in the step where they are called as they were called then, and compute nothing.
 
     A module that is called otherwise, with other arguments, in another mode, or more often, runs as ever, as does one whose
-    arguments or result were written to since. After each result the random numbers are those that came next in the step. What
-    hooks of the user's make of a result is in it already: it has the last word, but at the layer, where whoever shifts it has.
+    arguments or result were written to since. After each result the random numbers of torch are those that came next in the
+    step; those of numpy and Python are not (they would cost more than many a module). What hooks of the user's make of a result
+    is in it already: it has the last word, but at the layer, where whoever shifts it has.
 
     Args:
         calls: of the step.
@@ -161,16 +162,14 @@ class _StandIn:
         if call is None:
             return self._own(*args, **kwargs)
         self._calls.remove(call)
-        return self._value(call)
+        return self._result(call)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self._found.pop() if self._found else None
-        if call is None:
-            return None
-        call.draws.restore()
-        return self._value(call)
+        return None if call is None else self._result(call)
 
-    def _value(self, call: Call) -> Tensor:
+    def _result(self, call: Call) -> Tensor:
+        call.draws.restore()
         return call.value.float() if self._wide and call.value.dtype in HALF else call.value
 
 

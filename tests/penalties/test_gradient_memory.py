@@ -355,6 +355,30 @@ def test_a_model_that_runs_twice_on_the_same_inputs_is_shifted_in_its_last_run()
     assert close(kept.found, (change[:, 1:] - change[:, :1]).double(), 1e-3)
 
 
+class Jittered(Net):
+    """A module below draws from numpy, and so does what goes past the layer."""
+
+    class Jitter(nn.Module):
+        def forward(self, x):
+            return x * (1 + 0.1 * float(np.random.randn()))
+
+    def __init__(self):
+        super().__init__()
+        self.jitter = self.Jitter()
+
+    def forward(self, x):
+        h = self.jitter(self.below(x))
+        past = h * (1 + 0.5 * float(np.random.randn()))
+        return self.above(self.layer(h) + past)
+
+
+def test_numbers_of_numpy_drawn_in_a_module_that_is_not_run_again_are_the_same_at_both_ends():
+    # The numbers that go past the layer are others than in the step: over the small step they would be 50 times the derivative.
+    found = step(Jittered, "layer")[0].detach()
+    plain = step(Residual, "layer")[0].detach()
+    assert 0.3 < float(found.norm() / plain.norm()) < 3
+
+
 def test_what_an_erasure_does_below_the_layer_is_done_once(forgetful):
     def run():
         model = Residual()
