@@ -106,7 +106,9 @@ def main() -> None:
         "fidelity": printed("fidelity"),
         "step cost": printed("step_cost"),
         "mediation": printed("mediation"),
+        "mediation coloured": printed("mediation", "coloured"),
         "cutting": printed("cutting"),
+        "cutting coloured": printed("cutting", "coloured"),
         "choice": choice(),
         **suppression(),
     }
