@@ -436,6 +436,21 @@ def test_erasure_and_surgery_refuse_it():
         v.read(probe())
 
 
+def test_an_edit_takes_the_two_sets_as_a_labelled_probe_set():
+    model = net_of_tanh()
+
+    def difference():
+        return float((model(WITH).mean(0) - model(WITHOUT).mean(0)).detach().norm())
+
+    assert difference() > 0.5
+    shown = [{"x": x, "stripes": torch.full((len(x),), value)} for x, value in ((WITH, 1), (WITHOUT, 0))]
+    found = edit(model, "encoder.1", Confounder("stripes"), shown, inputs="x")
+    assert found.eraser.rank == 1
+    assert difference() < 1e-9  # before the linear head, all of it
+    found.undo()
+    assert difference() > 0.5
+
+
 def test_a_variable_with_labels_has_no_example_sets():
     with pytest.raises(VariableError, match="variable 'grass' has no `examples`"):
         Confounder("grass").example_sets()
