@@ -90,11 +90,13 @@ class Memory:
 
 def _remembered(module: nn.Module) -> bool:
     # A scripted module takes no such hooks. Hooks inside of one may hand something on that is not seen from here, but for
-    # those of our own readers.
+    # those of our own readers; their names are private, and without them no module is known to have none.
     if isinstance(module, torch.jit.ScriptModule):
         return False
-    inside = (m for m in module.modules() if m is not module)
-    return not any(m._forward_pre_hooks or not all(map(is_reader, m._forward_hooks.values())) for m in inside)
+    inside = [m for m in module.modules() if m is not module]
+    return not any(getattr(m, "_forward_pre_hooks", True) for m in inside) and all(
+        is_reader(hook) for m in inside for hook in getattr(m, "_forward_hooks", {"": None}).values()
+    )
 
 
 class _Reader:
