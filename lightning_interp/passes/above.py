@@ -74,7 +74,7 @@ class Above:
         # What hooks of the user's make of an activation is in it already: ours, which come after them, have the last word.
         with ExitStack() as stack:
             for n, activation in known.items():
-                stack.enter_context(_forward(self._layers[n].module, partial(_stand_in, activation)))
+                stack.enter_context(replaced_forward(self._layers[n].module, partial(_stand_in, activation)))
             stack.enter_context(hooked({n: self._layers[n] for n in {**known, name: None}}, put))
             return self._caller.run(self._copy(batch))
 
@@ -123,7 +123,7 @@ def _stand_in(activation: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @contextmanager
-def _forward(module: nn.Module, stand_in: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, stand_in: Callable[..., Any]) -> Iterator[None]:
     """Another `forward` on one module while inside, past whatever `__setattr__` a module has."""
     own = vars(module).get("forward")
     object.__setattr__(module, "forward", stand_in)
