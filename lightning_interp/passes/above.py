@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_interp.activations.capture import hooked
 from lightning_interp.activations.pooling import tensor_of, with_tensor
-from lightning_interp.activations.select import Layer, device_of
+from lightning_interp.activations.select import Layer, device_of, outermost
 from lightning_interp.passes.replay import Caller, placed
 
 Edit = Callable[[Layer, Tensor], Tensor]
@@ -108,14 +108,8 @@ def with_siblings(model: nn.Module, name: str, layer: Layer) -> dict[str, Layer]
         name: of the layer, as `select` has it.
         layer: the layer.
     """
-    beside = {}
-    path = name.partition(":")[0].split(".")
-    for depth in range(len(path)):
-        holder = model.get_submodule(".".join(path[:depth]))
-        for child, module in holder.named_children():
-            if child != path[depth]:
-                beside[".".join([*path[:depth], child])] = Layer(module, None, False)
-    return {**beside, name: layer}
+    others = (m for m in outermost(model, layer.module) if m is not layer.module)
+    return {**{f"beside {i}": Layer(m, None, False) for i, m in enumerate(others)}, name: layer}
 
 
 def _stand_in(activation: Tensor, *args: Any, **kwargs: Any) -> Tensor:
