@@ -82,7 +82,7 @@ class ByScikitLearn(Dictionary):
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def fit(self, h: Tensor, starts: Tensor, seed: int) -> Linear:
+    def fit(self, h: Tensor, starts: Tensor, named: Tensor, seed: int) -> Linear:
         x = h.double().numpy()
         model = copy.deepcopy(self.model).set_params(random_state=seed).fit(x.clip(0) if isinstance(self.model, NMF) else x)
         every = Linear(model, torch.arange(model.n_components), torch.zeros(model.n_components))
@@ -249,27 +249,41 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{row['task']}, validation as in training" if row["confounded"] else row["task"]
 
 
-def report(rows: list[dict]) -> None:
-    """Print the tables, mean ± sd over seeds."""
-    print("| task | layer, dictionary | top 3 | first | as 0 and 1 | its share | deleted |")
-    print("|---" * 7 + "|")
-    for task in dict.fromkeys(map(name_of, rows)):
-        mine = [r for r in rows if name_of(r) == task]
+def tasks_of(rows: list[dict]) -> dict[str, list[dict]]:
+    """{task: its rows}."""
+    return {task: [r for r in rows if name_of(r) == task] for task in dict.fromkeys(map(name_of, rows))}
+
+
+def features_table(rows: list[dict]) -> str:
+    """What was found, mean ± sd over seeds."""
+    lines = ["| task | layer, dictionary | top 3 | first | as 0 and 1 | its share | deleted |", "|---" * 7 + "|"]
+    for task, mine in tasks_of(rows).items():
         for which in mine[0]["features"]:
             each = [r["features"][which] for r in mine]
             cells = [spread([e[key] for e in each], 2) for key in ("top3", "first", "binary", "contribution")]
             cells.append(spread([e["causal"] for e in each if e["causal"] is not None], 2))
-            print(f"| {task} | {which} | {' | '.join(cells)} |")
-    print("\n| task | net | accuracy | worst group | do | share |")
-    print("|---" * 6 + "|")
-    for task in dict.fromkeys(map(name_of, rows)):
-        mine = [r for r in rows if name_of(r) == task]
+            lines.append(f"| {task} | {which} | {' | '.join(cells)} |")
+    return "\n".join(lines) if rows else ""
+
+
+def nets_table(rows: list[dict]) -> str:
+    """What came of it, mean ± sd over seeds, on the test part."""
+    lines = ["| task | net | accuracy | worst group | do | share |", "|---" * 6 + "|"]
+    for task, mine in tasks_of(rows).items():
         for which in mine[0]["nets"]:
             each = [r["nets"][which] for r in mine]
             columns = {"accuracy": 3, "worst": 3, "do": 2, "share": 3}
             cells = [spread([e[key] for e in each if e[key] is not None], digits) for key, digits in columns.items()]
-            print(f"| {task} | {which} | {' | '.join(cells)} |")
-        print(f"\n{task}: an event costs {spread([r['cost'] for r in mine], 1)} bare forward passes; JTT {mine[0]['jtt']}\n")
+            lines.append(f"| {task} | {which} | {' | '.join(cells)} |")
+    return "\n".join(lines) if rows else ""
+
+
+def report(rows: list[dict]) -> None:
+    """Print the tables."""
+    print(features_table(rows), nets_table(rows), sep="\n\n", end="\n\n")
+    for task, mine in tasks_of(rows).items():
+        cost = spread([r["cost"] for r in mine], 1)
+        print(f"{task}: an event costs {cost} bare forward passes; JTT's epochs and weight {mine[0]['jtt']}")
 
 
 def main() -> None:
