@@ -2,5 +2,7 @@
 
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_interp.callbacks.parser import NearestNameParser
+
 if __name__ == "__main__":
-    LightningCLI()
+    LightningCLI(parser_class=NearestNameParser)  # a mistyped name: the last line says what was probably meant

@@ -36,6 +36,12 @@ def test_the_readmes_links_lead_somewhere():
         assert link.startswith("http") or (ROOT / link).exists(), link
 
 
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"tests/[\w/]+\.py::\w+", (ROOT / "docs" / "matrix.md").read_text()))))
+def test_the_tests_that_the_matrix_names_exist(name):
+    path, _, test = name.partition("::")
+    assert re.search(rf"^def {test}\(", (ROOT / path).read_text(), re.MULTILINE)
+
+
 def test_examples_are_short():
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 80, path
@@ -74,3 +80,16 @@ def test_the_demo_runs_from_yaml(tmp_path):
     config = yaml.safe_load(next(tmp_path.rglob("config.yaml")).read_text())
     kinds = [v["class_path"] for v in config["trainer"]["callbacks"][0]["init_args"]["variables"]]
     assert kinds == ["lightning_interp.Concept", "lightning_interp.Confounder"]
+
+
+def test_a_plain_loop_prints_both_runs():
+    out = run(ROOT / "examples" / "plain_loop.py", "--epochs", 1)
+    assert re.search(r"suppressed, validation digits:\nafter 9 steps, epoch 0: n = 1392", out)
+    assert re.search(r"test digits +plain +suppressed\n  worst group +0\.\d{3} +0\.\d{3}\n", out)
+
+
+def test_the_hugging_face_example_prints_both_runs():
+    pytest.importorskip("accelerate")
+    out = run(ROOT / "examples" / "huggingface.py", "--epochs", 1)
+    assert len(re.findall(r"after 25 steps, epoch 0: n = 800, validation", out)) == 2
+    assert re.search(r"logit = \S+ [+−] \S+·praise \[.*\] [+−] \S+·reviewer \[.*\] \+ unexplained", out)
