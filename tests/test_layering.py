@@ -8,6 +8,7 @@ import pytest
 import lightning_interp
 
 ORDER = [
+    "cli",
     "demo",
     "callbacks",
     "editing",
