@@ -20,6 +20,7 @@ ORDER = [
     "held_out",
     "recent",
     "monitor",
+    "probe",
     "training_steps",
     "penalties",
     "running_pattern",
