@@ -40,6 +40,7 @@ ORDER = [
     "collection",
     "metrics",
     "activations",
+    "progress",
     "processes",
     "functional",
     "variables",
