@@ -224,7 +224,7 @@ def _numbers(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figu
 
 def _cell(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        shown = f"{value:.4g}".replace("-", "−")
+        shown = str(value) if isinstance(value, int) else f"{value:.4g}".replace("-", "−")
         return f'<td class="number" data-value="{value!r}">{shown}</td>'
     return f"<td>{'' if value is None else escape(str(value))}</td>"
 
