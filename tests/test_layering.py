@@ -20,6 +20,7 @@ ORDER = [
     "held_out",
     "recent",
     "monitor",
+    "discovery",
     "probe",
     "training_steps",
     "penalties",
