@@ -82,7 +82,7 @@ def write_report(history: Sources, path: str | os.PathLike[str], title: str = "W
 def page(history: Sources, title: str = "What the model uses") -> str:
     """The report as a string, see `write_report`."""
     found = runs(history)
-    if not any(run.records for run in found.values()):
+    if not any(run.records or run.features for run in found.values()):
         raise InterpError("there is no event yet: nothing to report.")
     suspects = list(dict.fromkeys(name for run in found.values() for name in run.confounders))
     drawn: list[Figure] = []
@@ -130,7 +130,7 @@ def _place(figure: Callable[[], Figure], drawn: list[Figure]) -> str:
 
 
 def _in_short(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figure]) -> str:
-    cards = "".join(_card(name, run, suspects) for name, run in found.items())
+    cards = "".join(_card(name, run, suspects) for name, run in found.items() if run.records)
     return f'<section>{cards}<p class="caveat">{escape(HIDDEN_FACTOR)}</p></section>'
 
 
@@ -219,7 +219,7 @@ def _numbers(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figu
         f'<table id="records"><thead><tr>{heads}</tr></thead><tbody>{"".join(f"<tr>{r}</tr>" for r in rows)}</tbody></table>'
     )
     lead = "All records of the last event. A click on a heading sorts."
-    return _section("The numbers", lead, '<button type="button" id="copy">Copy as a table</button>', table)
+    return "" if not rows else _section("The numbers", lead, '<button type="button" id="copy">Copy as a table</button>', table)
 
 
 def _cell(value: object) -> str:

@@ -44,7 +44,7 @@ def _sentence(used: Mapping[str, float], shares: Mapping[str, float], confounder
         return "unknown", "What the output is made of was not measured."
     if not confounders:
         first = max(used, key=lambda n: shares[n])
-        return "unknown", f"Uses {first} most: {percent(shares[first])} of the output's variance."
+        return "unknown", f"Of what is named, uses {first} most: {percent(shares[first])} of the output's variance."
     worst = max(confounders, key=lambda n: used[n])
     share = f"{percent(shares[worst])} of the output's variance"
     if used[worst] > LEANS:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_interp import report, to_records
+from lightning_interp.discovery.features import FeatureEvent
 from lightning_interp.errors import InterpError
 from lightning_interp.events import Effect, Event, Share
 from lightning_interp.report.contributions import widths
@@ -214,6 +215,17 @@ def test_features_stand_in_the_order_of_their_suspicion():
         report.features([discovered(10)], step=5)
 
 
+def test_the_history_of_a_discovery_draws_what_it_logged():
+    logged = discovered()
+    event = FeatureEvent.from_dict({"n": 120, "weights": "balanced", "notes": [], **logged})
+    assert report.features([event]).data == report.features([logged]).data
+
+
+def test_a_layer_where_nothing_was_found_is_no_hindrance():
+    empty = {**discovered(layer="empty"), "features": [], "unexplained": None, "unnamed": None}
+    assert report.features([empty, discovered()]).data[0]["x"] == []
+
+
 # --- several runs -----------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +401,7 @@ def test_confounders_are_known_from_their_penalties_too():
         (0.6, "bad", "Leans on grass: 60.0 % of the output's variance."),
         (0.2, "some", "Uses grass in part: 20.0 % of the output's variance."),
         (0.02, "good", "Hardly uses grass: 2.0 % of the output's variance."),
-        (None, "unknown", "Uses digit most: 10.0 % of the output's variance."),
+        (None, "unknown", "Of what is named, uses digit most: 10.0 % of the output's variance."),
     ],
 )
 def test_the_verdict_names_the_biggest_confounder(share, level, text):
