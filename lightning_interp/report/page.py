@@ -41,7 +41,8 @@ def write_report(history: Sources, path: str | os.PathLike[str], title: str = "W
     """Write one self-contained HTML file; it opens offline, and prints on A4.
 
     It is 4.8 MB and what the records take: Plotly's JavaScript is in it. It is written to a file beside it and renamed, so that
-    there is never half a report.
+    there is never half a report. Penalties, warnings and discovered features are in a log directory, not in events: see
+    `read_log_directory`.
 
     Args:
         history: events such as `monitor.history`, records or a `Run`; or {run: one of these}, shown side by side.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_interp.report.features import latest
 from lightning_interp.report.run import OWN, Run, finite
 from lightning_interp.report.theme import styles
 from lightning_interp.report.wording import percent
@@ -35,6 +36,9 @@ def verdict(run: Run, confounders: Sequence[str]) -> dict[str, Any]:
         {"name": n, "share": shares[n], "text": percent(shares[n]), "colour": look[n].colour} for n in order if n in shares
     ]
     level, text = _sentence({n: debiased.get(n, shares[n]) for n in named}, shares, suspects)
+    unnamed = _unnamed(run)
+    if unnamed and level != "bad":
+        level, text = "some", unnamed
     return {"step": step, "text": text, "worst": _worst(run), "level": level, "parts": parts}
 
 
@@ -53,6 +57,17 @@ def _sentence(used: Mapping[str, float], shares: Mapping[str, float], confounder
         return "some", f"Uses {worst} in part: {share}."
     others = "" if len(confounders) == 1 else ", most of the confounders"
     return "good", f"Hardly uses {worst}: {share}{others}."
+
+
+def _unnamed(run: Run) -> str:
+    """The feature without a name that makes most of the output, where that is much."""
+    found = [
+        f for event in latest(run).values() for f in event["features"] if not f.get("promoted") and finite(f["contribution"])
+    ]
+    top = max(found, key=lambda f: f["contribution"], default=None)
+    if top is None or top["contribution"] <= LEANS:
+        return ""
+    return f"Uses {top['name']}, which nobody has named: {percent(top['contribution'])} of the output's variance."
 
 
 def _worst(run: Run) -> str:

@@ -412,6 +412,20 @@ def test_the_verdict_names_the_biggest_confounder(share, level, text):
     assert found["parts"][-1]["name"] == "unexplained"
 
 
+def test_the_verdict_names_a_feature_that_nobody_has_named():
+    features = [
+        {**discovered(), "features": [{**f, "contribution": 0.4 * f["contribution"] / 0.1} for f in discovered()["features"]]}
+    ]
+    run = report.Run(to_records(history(0.01)), confounders=["grass"], features=features)
+    found = report.verdict(run, run.confounders)
+    assert found["text"] == "Uses feature 10, which nobody has named: 40.0 % of the output's variance."
+    assert found["level"] == "some"
+    leaning = report.Run(to_records(history(0.6)), confounders=["grass"], features=features)
+    assert report.verdict(leaning, ["grass"])["level"] == "bad"
+    named = [{**features[0], "features": [{**f, "promoted": "grass"} for f in features[0]["features"]]}]
+    assert report.verdict(report.Run(run.records, features=named), ["grass"])["level"] == "good"
+
+
 # --- notebooks --------------------------------------------------------------------------------------------------------
 
 
