@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_interp import functional as functional
     from lightning_interp import metrics as metrics
     from lightning_interp import penalties as penalties
+    from lightning_interp import report as report
     from lightning_interp.activations.capture import capture as capture
     from lightning_interp.callbacks.erase import EraseConfounder as EraseConfounder
     from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
@@ -48,7 +49,7 @@ _WHERE = {
     "Variable": "variables",
     "zero_weight": "editing.surgery",
 }
-_MODULES = ("callbacks", "functional", "metrics", "penalties")
+_MODULES = ("callbacks", "functional", "metrics", "penalties", "report")
 
 __all__ = [*_WHERE, *_MODULES]
 

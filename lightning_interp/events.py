@@ -43,6 +43,7 @@ class Event:
         coding: {variable: {"kind", "levels", "values", "center", "scale"}} as decided from the probe set: levels as they are
             printed, and their raw values.
         probe: a hash of the samples measured, their ids and their variables' values, in any order; None where unknown.
+        confounders: names of the variables that should not matter.
         skipped: batches that were left out.
         cost_seconds: time the event took.
         notes: what was withheld or decided, and why.
@@ -67,6 +68,7 @@ class Event:
     groups: Groups | None = None
     coding: dict[str, dict[str, Any]] = field(default_factory=dict)
     probe: str | None = None
+    confounders: tuple[str, ...] = ()
     skipped: int = 0
     cost_seconds: float = 0.0
     notes: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, fit for a checkpoint or JSON."""
         plain = asdict(self)
-        plain["notes"] = list(self.notes)
+        plain["notes"], plain["confounders"] = list(self.notes), list(self.confounders)
         return plain
 
     @classmethod
@@ -99,7 +101,7 @@ class Event:
         }
         d["entanglement"] = {layer: Entanglement(**e) for layer, e in d.get("entanglement", {}).items()}
         d["groups"] = None if d["groups"] is None else Groups(**d["groups"])
-        d["notes"] = tuple(d["notes"])
+        d["notes"], d["confounders"] = tuple(d["notes"]), tuple(d.get("confounders", ()))
         return cls(**d)
 
     def scalars(self) -> dict[str, float]:

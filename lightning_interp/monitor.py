@@ -305,6 +305,7 @@ class Monitor:
             task=eq.task,
             coding=eq.coding(),
             probe=self._collection.probe(),
+            confounders=tuple(v.name for v in self.variables if not v.should_matter),
             skipped=skipped,
             groups=groups(eq) if "groups" in self.measures else None,
             decodability=_scores([results, *(s.results for s in shown)]),

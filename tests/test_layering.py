@@ -24,6 +24,7 @@ ORDER = [
     "running_pattern",
     "training_design",
     "cell_moments",
+    "report",
     "summaries",
     "step_watcher",
     "passes",

@@ -53,6 +53,7 @@ def event_content(event: Event, alarms: Sequence[str] = (), prefix: str = "", nu
         "notes": list(event.notes),
         "alarms": list(alarms),
         "equation": str(event),
+        "confounders": list(event.confounders),
         "prefix": prefix,
     }
 
