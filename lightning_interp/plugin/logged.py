@@ -180,17 +180,25 @@ def layer_of(tag: str) -> str | None:
 
 def _log(data: Sequence[Any], before: Iterable[Moment]) -> Log:
     known = {(m.wall_time, m.text): m for m in before}
-    moments: list[Moment] = []
-    problems: dict[str, int] = {}
-    for datum in sorted(data, key=lambda d: d.wall_time):
-        try:
-            text = _text(datum.numpy)
-            moments.append(known.get((datum.wall_time, text)) or _moment(text, datum.wall_time))
-        except EventLogError as problem:
-            problems.setdefault(str(problem), datum.step)
-    said = tuple(f"step {step}: {problem}" for problem, step in problems.items())
+    data = sorted(data, key=lambda datum: datum.wall_time)
+    found = [_read(datum, known) for datum in data]
+    moments = [one for one in found if isinstance(one, Moment)]
+    problems = {one: datum.step for one, datum in reversed(list(zip(found, data))) if isinstance(one, str)}  # the first of each
     by_step = {m.step: m for m in moments}
-    return Log(tuple(sorted(by_step.values(), key=lambda m: m.step)), max(_written(moments), len(data)), said)
+    return Log(
+        tuple(sorted(by_step.values(), key=lambda m: m.step)),
+        max(_written(moments), len(data)),
+        tuple(f"step {step}: {problem}" for problem, step in problems.items()),
+    )
+
+
+def _read(datum: Any, known: dict[tuple[float, bytes], Moment]) -> Moment | str:
+    """A moment, or why there is none."""
+    try:
+        text = _text(datum.numpy)
+        return known.get((datum.wall_time, text)) or _moment(text, datum.wall_time)
+    except EventLogError as problem:
+        return str(problem)
 
 
 def _text(tensor: Any) -> bytes:

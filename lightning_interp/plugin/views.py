@@ -14,7 +14,7 @@ from lightning_interp.plugin.logged import FEATURES, Log, LoggedEvents, Moment, 
 from lightning_interp.plugin.verdict import verdict
 from lightning_interp.report.heatmap import TITLES
 from lightning_interp.report.theme import THEMES, template
-from lightning_interp.summaries.event_log import EventLogError, event_tag, features_tag
+from lightning_interp.summaries.event_log import event_tag, features_tag
 
 DRAWN = 400  # events in the figures over time, of all runs together
 SPREAD = 12  # further events that a heat map looks at, so that its colours mean the same at every step
@@ -35,7 +35,7 @@ class Views:
     def runs(self, where: Where) -> dict[str, Any]:
         """What there is to choose from; of every series its last step and when it was written."""
         listed = []
-        for series, tags in self._logged.index(where).items():
+        for series, tags in sorted(self._logged.index(where).items()):
             events = tags.get(event_tag(series.prefix))
             newest = max((info.max_wall_time for info in tags.values() if info.max_wall_time is not None), default=None)
             layers = sorted(layer for tag in tags if (layer := layer_of(tag)) is not None)
@@ -43,7 +43,6 @@ class Views:
                 {"id": list(series), "label": series.label, "step": None if events is None else events.max_step,
                  "time": newest, "layers": layers}
             )  # fmt: skip
-        listed.sort(key=lambda one: one["label"])
         return {
             "series": listed,
             "plotly": find_spec("plotly") is not None,
@@ -80,7 +79,7 @@ class Views:
         """The last event of every chosen series not after a step."""
         found: dict[str, report.Run] = {}
         spread: dict[str, report.Run] = {}
-        answers = []
+        answers: list[dict[str, Any]] = []
         for label, series in zip(_labels(chosen), chosen):
             log = self._logged.log(where, series, event_tag(series.prefix))
             moment = log.at(step)
