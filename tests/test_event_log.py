@@ -54,7 +54,7 @@ def test_all_of_an_event_comes_back(tmp_path):
     content = read_json(first[1].string_val[0])
     assert content == {
         "version": 1, "step": 7, "epoch": 1, "number": 1, "records": event(7).records(), "notes": ["few"],
-        "alarms": ["it leans on it"], "equation": str(event(7)), "prefix": "run",
+        "alarms": ["it leans on it"], "equation": str(event(7)), "confounders": [], "prefix": "run",
     }  # fmt: skip
     again = read_json(second[1].string_val[0])
     assert (again["number"], again["alarms"], again["step"]) == (2, [], 14)
