@@ -8,7 +8,7 @@ let theme = "light";
 const slots = new Set();
 
 const watcher = new IntersectionObserver(
-  (entries) => entries.forEach((entry) => entry.target.slot.see(entry.isIntersecting)),
+  (entries) => entries.forEach((entry) => entry.target.holder.see(entry.isIntersecting)),
   { rootMargin: "200px" },
 );
 
@@ -38,7 +38,7 @@ export function setTheme(name) {
 export class Slot {
   constructor(label, { cursor = false, onstep = null } = {}) {
     this.node = element("div", { class: "figure", role: "group", "aria-label": label });
-    this.node.slot = this;
+    this.node.holder = this;
     this.chart = null;
     this.visible = false;
     this.stale = false;

@@ -51,7 +51,8 @@ class Page {
     const labelled = (label, control) => element("p", { class: "controls" }, element("label", { for: control.id }, label), control);
     return [
       section("now", "What the model uses", this.remarks, this.cards, this.caveat),
-      section("history", "How that came about", slots.contributions.node, slots.equation.node, slots.effects.node),
+      section("history", "How that came about", slots.contributions.node),
+      section("effects", "Effects", slots.equation.node, slots.effects.node),
       section("where", "Where in the network", labelled("Measure", this.measure), slots.heatmap.node),
       section("groups", "Groups", slots.groups.node),
       section("penalties", "Penalties and alarms", slots.penalties.node, this.alarms),
@@ -132,7 +133,7 @@ class Page {
     this.tabled(answer.series);
     for (const name of ["contributions", "effects", "groups", "penalties"]) this.slots[name].show(answer.figures[name]);
     this.cursor();
-    const alarms = answer.series.flatMap((one) => one.alarms.map(([step, text]) => element("li", {}, `${one.label}, step ${step}: ${text}`)));
+    const alarms = answer.series.flatMap((one) => one.alarms.map(([step, text]) => element("li", {}, `${one.label}, event at step ${step}: ${text.replace(/^step \d+: /, "")}`)));
     fill(this.alarms, alarms);
     ["features", "records", ...(this.slider.follow ? [] : ["event"])].forEach((what) => this.ask(what));
   }

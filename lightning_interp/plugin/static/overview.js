@@ -43,9 +43,14 @@ function equation(text) {
   if (main < 0) return lines.length ? element("pre", { class: "equation" }, lines.join("\n")) : "";
   const rest = lines.slice(main + 1);
   return [
-    element("p", { class: "equation" }, lines[main]),
+    element("p", { class: "equation" }, terms(lines[main])),
     rest.length ? element("details", {}, element("summary", {}, "The event as text"), element("pre", {}, lines.join("\n"))) : "",
   ];
+}
+
+// A term and its interval stay on one line.
+function terms(line) {
+  return line.split(/ (?=[+−] )/).flatMap((term) => [element("span", {}, term), " "]);
 }
 
 function notes(found) {
