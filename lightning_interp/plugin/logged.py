@@ -131,7 +131,7 @@ class LoggedEvents:
                 self._kept.popitem(last=False)
             return before[1]
 
-    def penalties(self, where: Where, run: str) -> dict[str, list[tuple[int, float | None]]]:
+    def penalties(self, where: Where, run: str) -> dict[str, list[tuple[int, Any]]]:
         """{tag: (step, value) pairs} of the scalars of penalties in a run; None where a value is not finite."""
         asked = {"experiment_id": where.experiment, "plugin_name": "scalars"}
         listed = self._provider.list_scalars(where.ctx, run_tag_filter=RunTagFilter(runs=[run]), **asked).get(run, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -54,7 +55,7 @@ class Views:
         """Figures over time of the chosen series side by side, and the steps at which there are events."""
         logs = {s: self._logged.log(where, s, event_tag(s.prefix)) for s in chosen}
         scalars = {s: self._logged.penalties(where, s.run) for s in chosen}
-        confounders = {s: _confounders(log, scalars[s]) for s, log in logs.items()}
+        confounders = {s: self._confounders(where, s, log) for s, log in logs.items()}
         share = max(20, DRAWN // max(1, len(chosen)))
         drawn = {label: _over_time(logs[s], share, scalars[s], confounders[s]) for label, s in zip(_labels(chosen), chosen)}
         some = {label: run for label, run in drawn.items() if run.records}
@@ -87,7 +88,7 @@ class Views:
                 answers.append({"id": list(series), "label": label, "step": None})
                 continue
             content = moment.content()
-            confounders = _confounders(log, self._logged.penalties(where, series.run))
+            confounders = self._confounders(where, series, log)
             found[label] = _run([moment], confounders)
             spread[label] = _run(_spread(log, moment), confounders, measure)
             answers.append(
@@ -134,6 +135,12 @@ class Views:
             "figures": {"features": _figure(lambda: report.features(found)) if found else None},
         }
 
+    def _confounders(self, where: Where, series: Series, log: Log) -> list[str]:
+        """As declared; from the penalties where an older log does not say."""
+        if log.moments and log.moments[-1].confounders:
+            return list(log.moments[-1].confounders)
+        return list(report.Run.from_payloads((), scalars=self._logged.penalties(where, series.run)).confounders)
+
 
 def _labels(chosen: Sequence[Series]) -> list[str]:
     """Names for the panels, different even where run and prefix look alike."""
@@ -176,17 +183,13 @@ def _spread(log: Log, moment: Moment) -> list[Moment]:
 
 
 def _evenly(moments: Sequence[Moment], most: int) -> Sequence[Moment]:
-    """At most so many, evenly spread, with the first, the last, and every alarm."""
+    """About so many, evenly spread over the steps, with the first, the last, and every alarm."""
     if len(moments) <= most:
         return moments
-    kept = {round(i * (len(moments) - 1) / (most - 1)) for i in range(most)}
+    steps = [m.step for m in moments]
+    first, width = steps[0], (steps[-1] - steps[0]) / (most - 1)
+    kept = {min(bisect_left(steps, first + i * width), len(steps) - 1) for i in range(most)}
     return [m for i, m in enumerate(moments) if i in kept or m.alarms]
-
-
-def _confounders(log: Log, scalars: Mapping[str, Any]) -> list[str]:
-    """As declared; from the penalties where an older log does not say."""
-    declared = log.moments[-1].confounders if log.moments else ()
-    return list(declared or report.Run.from_payloads((), scalars=scalars).confounders)
 
 
 def _layer_measures(logs: Any) -> list[list[str]]:

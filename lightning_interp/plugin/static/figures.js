@@ -12,7 +12,11 @@ const watcher = new IntersectionObserver(
   { rootMargin: "200px" },
 );
 
+let asked = false;
+
 export function loadPlotly() {
+  if (asked) return;
+  asked = true;
   const script = element("script", { src: "./plotly.min.js" });
   script.onload = () => {
     plotly = window.Plotly;

@@ -50,7 +50,7 @@ class Page {
     const section = (id, title, ...content) => element("section", { id, "aria-label": title }, element("h2", {}, title), ...content);
     const labelled = (label, control) => element("p", { class: "controls" }, element("label", { for: control.id }, label), control);
     return [
-      section("now", "What the model uses", this.remarks, this.cards, this.caveat),
+      section("now", "What the model uses", this.cards, this.caveat, this.remarks),
       section("history", "How that came about", slots.contributions.node),
       section("effects", "Effects", slots.equation.node, slots.effects.node),
       section("where", "Where in the network", labelled("Measure", this.measure), slots.heatmap.node),
@@ -143,6 +143,7 @@ class Page {
     const answer = await ask("event", { series: this.chosen, step: this.step, measure }, signal);
     if (signal.aborted) return;
     fill(this.cards, answer.series.map(card));
+    setTimeout(loadPlotly, 50); // when the cards are seen: it takes a second to start, in which nothing else can be shown
     this.slots.equation.show(answer.figures.equation);
     this.slots.heatmap.show(answer.figures.heatmap);
   }
@@ -179,15 +180,15 @@ class Page {
   }
 
   remark(series) {
-    const said = series.flatMap((one) => [
-      ...one.problems.map((text) => `${one.label}: an event could not be read: ${text}`),
-      one.steps.length < one.written
-        ? `${one.label}: TensorBoard holds ${one.steps.length} of ${one.written} events; for all of them start it with ` +
-          `--samples_per_plugin lightning_interp=${one.written}`
-        : "",
-      one.drawn < one.steps.length ? `${one.label}: figures over steps draw ${one.drawn} of ${one.steps.length} events` : "",
-    ]);
-    fill(this.remarks, said.filter(Boolean).map((text) => element("li", {}, text)));
+    const said = new Map(); // what is said of several runs is said once
+    const say = (one, text) => said.set(text, [...(said.get(text) ?? []), one.label]);
+    for (const one of series) {
+      one.problems.forEach((text) => say(one, `an event could not be read: ${text}`));
+      const [held, written, drawn] = [one.steps.length, one.written, one.drawn];
+      if (held < written) say(one, `TensorBoard holds a sample of ${held} of ${written} events. For all, start it with --samples_per_plugin lightning_interp=${written}`);
+      if (drawn < held) say(one, `the figures over steps draw ${drawn} of ${held} events; the slider has all ${held}`);
+    }
+    fill(this.remarks, [...said].map(([text, labels]) => element("li", {}, `${labels.join(", ")}: ${text}.`)));
   }
 
   measures(found) {
@@ -216,10 +217,11 @@ class Page {
 export async function render() {
   document.documentElement.lang = "en";
   document.head.append(element("meta", { charset: "utf-8" }), element("link", { rel: "stylesheet", href: "./style.css" }));
+  document.head.append(element("link", { rel: "preload", href: "./plotly.min.js", as: "script" }));
   const page = new Page();
-  loadPlotly();
   for (;;) {
     if (!document.hidden) await page.look();
+    loadPlotly();
     await new Promise((done) => setTimeout(done, EVERY));
   }
 }
