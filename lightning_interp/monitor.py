@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.select import device_of, module_names
-from lightning_interp.batches import Inputs, Place, moved
-from lightning_interp.collection import Collection
+from lightning_interp.activations.select import module_names
+from lightning_interp.batches import Inputs, Place
+from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
-from lightning_interp.errors import InterpError, InterpWarning, LayerError, ProbeSetError, VariableError, nearest
+from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, nearest
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
-from lightning_interp.passes import OWN_PASS, Caller, OwnPasses, Replay, Shown, own_pass, read_examples
+from lightning_interp.passes import OWN_PASS, OwnPasses, Replay, Shown, read_examples
+from lightning_interp.probe import Probe, at_least
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
 from lightning_interp.results import Score
 from lightning_interp.variables import EXAMPLE_MEASURES, Variable, check_variables
-from lightning_interp.watcher import Watch, Watcher
+from lightning_interp.watcher import Watch
 
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
@@ -36,7 +34,7 @@ STATE_VERSION = 1
 _NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name: what is said once may count differently
 
 
-class Monitor:
+class Monitor(Probe):
     """Watches any training loop: what the model's output is made of, and where its layers hold it.
 
     Args:
@@ -97,32 +95,23 @@ class Monitor:
         self.variables = check_variables(variables)
         self.labelled = tuple(v for v in self.variables if v.examples is None)
         self.by_examples = tuple(v for v in self.variables if v.examples is not None)
-        self.patterns = [layers] if isinstance(layers, str) else list(layers)
-        self.output = output
+        called = Inputs(inputs)
+        super().__init__(
+            Reader(self.labelled, called, target, cluster, sample_id), called, layers, output, pooling, max_samples
+        )
         self.measures = _known(measures, MEASURES, "measures")
         self.weights = _known([weights], ("balanced", "natural"), "weights")[0]
         self.interactions = interactions
-        self.pooling = Pooling(pooling)
         self._check_examples()
-        self.max_samples = _at_least(max_samples, 2, "max_samples")
-        self.max_events = _at_least(max_events, 2, "max_events")
+        self.max_events = at_least(max_events, 2, "max_events")
         self.warn_above = warn_above
         self.seed = seed
-        self.inputs = Inputs(inputs)
-        self._reader = Reader(self.labelled, self.inputs, target, cluster, sample_id)
-        self.mode = "probe"
-        self.window: int | None = None
-        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.history: tuple[Event, ...] = ()
         self._written: dict[int, dict[str, Any]] = {}
         self._kinds = [v.kind for v in self.labelled]
         self._directions: dict[str, dict[str, Tensor]] = {}
-        self._said: set[str] = set()
-        self._ever_committed = False
-        self._skipped = 0
         self._collection = Collection(self._kinds, [], self.max_samples, seed)
         self._replay = Replay(self.max_samples)
-        self._bound: Watcher | None = None
         if model is not None:
             self.bind(model)
 
@@ -141,110 +130,37 @@ class Monitor:
                     f"{', '.join(EXAMPLE_MEASURES)}."
                 )
 
-    # --- the model ----------------------------------------------------------------------------------------------------
-
     def bind(self, model: nn.Module) -> None:
         """Name the model to watch, and find its layers.
 
         Raises:
             LayerError: a layer or the output is no submodule of it.
         """
-        self._bound = Watcher(model, self.patterns, self.output, self.pooling, self.say)
-        self._collection.names = list(self._bound.layers)
-
-    @property
-    def model(self) -> nn.Module | None:
-        """The model that is watched, None before `bind`."""
-        return None if self._bound is None else self._bound.model
-
-    @property
-    def _watcher(self) -> Watcher:
-        if self._bound is None:
-            raise InterpError("the Monitor has no model yet; give `model`, or call `bind(model)`.")
-        return self._bound
+        super().bind(model)
+        self._collection.names = list(self._watcher.layers)
 
     @property
     def latest(self) -> Event | None:
         """The last event, None before the first."""
         return self.history[-1] if self.history else None
 
-    # --- watching -----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def watching(self, batch: Any, limit: int | None = None) -> Iterator[None]:
-        """Watch the model run on a batch; hooks exist only inside, and an exception inside discards the batch.
-
-        Args:
-            batch: what the labels are read from, on any device.
-            limit: count only so many of its first samples (the rest is a sampler's padding).
-        """
-        watcher, watch = self._watcher, self._begin(batch)
-        if watch is None:
-            yield
-            return
-        with watcher.hooks(watch):
-            yield
-        self._commit(watch, limit)
-
-    def run(self, batches: Iterable[Any]) -> None:
-        """Run the model on batches of the library's own, quietly, and watch it."""
-        watcher = self._watcher
-        with own_pass(watcher.model, gradients=False):
-            for batch in batches:
-                placed = moved(batch, device_of(watcher.model))
-                watch = self._begin(placed)
-                if watch is None:
-                    continue
-                with watcher.hooks(watch, root=False), self.context():
-                    result = self.inputs.call(watcher.model, placed)
-                if watcher.output is None:
-                    watch.take(result)
-                self._commit(watch, None)
-
     def restart(self) -> None:
         """Forget the rows seen since the last event."""
+        super().restart()
         self._collection.reset()
         self._replay.clear()
-        if self._bound is not None:
-            self._bound.widths.clear()
-            self._bound.refresh()
-        self._skipped = 0
 
     def _begin(self, batch: Any) -> Watch | None:
-        try:
-            labels = self._reader.read(batch)
-        except Exception as problem:  # a label function is the user's: it may raise anything
-            self._bad(problem)
-            return None
-        for j, names in labels.level_names.items():
+        watch = super()._begin(batch)
+        for j, names in (watch.labels.level_names if watch else {}).items():
             self._collection.level_names.setdefault(j, {}).update(names)
-        return Watch(batch, labels)
+        return watch
 
-    def _commit(self, watch: Watch, limit: int | None) -> None:
-        try:
-            rows = self._watcher.rows(watch, limit)
-        except InterpError as problem:
-            self._bad(problem)
-            return
-        self._ever_committed = True
+    def _take(self, watch: Watch, rows: Rows) -> None:
         self._collection.add(rows, self.window)
         if set(OWN_PASS) & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])
             self._replay.add(watch.batch, rows.keep, rows.finite, self.window)
-
-    def _bad(self, problem: Exception) -> None:
-        """A batch that cannot be used: an error while nothing ever worked, later it is left out, counted, and said once."""
-        if not self._ever_committed:
-            raise problem
-        self._skipped += 1
-        self.say(f"a batch was left out: {problem}")
-
-    def say(self, text: str, key: str | None = None) -> None:
-        """Warn of something, once in a run and from one process."""
-        if (key or text) not in self._said:
-            self._said.add(key or text)
-            if world()[0] == 0:
-                warnings.warn(text, InterpWarning, stacklevel=4)
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
@@ -391,10 +307,6 @@ class Monitor:
             out.append(found)
         return out
 
-    def _caller(self) -> Caller:
-        watcher = self._watcher
-        return Caller(watcher.model, self.inputs, watcher.output, self.pooling, self.context)
-
     def _own_passes(self) -> OwnPasses:
         watcher, caller = self._watcher, self._caller()
         return OwnPasses(caller, watcher.layers, self.labelled, self._reader, self._replay, self.seed)
@@ -477,12 +389,6 @@ def _known(given: Sequence[str], known: Sequence[str], argument: str) -> tuple[s
         if name not in known:
             raise InterpError(f"`{argument}`: {name!r} is none of {', '.join(known)}.{nearest(name, known)}")
     return given
-
-
-def _at_least(value: int, least: int, argument: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InterpError(f"`{argument}` expects a whole number of {least} or more, got {value!r}.")
-    return value
 
 
 def _thinned(history: tuple[Event, ...], most: int) -> tuple[Event, ...]:

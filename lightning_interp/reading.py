@@ -90,7 +90,15 @@ class Reader:
                     f"`label of '{v.name}'` has {len(column)} values, that of '{self.variables[0].name}' {len(columns[0])}: "
                     "expected one per sample."
                 )
-        return torch.stack(columns, dim=1), names
+        return torch.stack(columns, dim=1) if columns else self._no_columns(batch), names
+
+    def _no_columns(self, batch: Any) -> Tensor:
+        first = self.inputs.first(batch)
+        if first is None:
+            raise LabelError(
+                "`inputs`: the batch holds no tensor, so its samples cannot be counted; name the model's `inputs`."
+            )
+        return torch.zeros(len(first), 0, dtype=torch.float64)
 
     def read_target(self, batch: Any, n: int) -> Tensor | None:
         """The task's label of a batch of `n` samples, or None."""

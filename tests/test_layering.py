@@ -9,6 +9,7 @@ import lightning_interp
 
 ORDER = [
     "plugin",
+    "cli",
     "demo",
     "callbacks",
     "editing",
@@ -20,6 +21,7 @@ ORDER = [
     "held_out",
     "recent",
     "monitor",
+    "probe",
     "training_steps",
     "penalties",
     "running_pattern",

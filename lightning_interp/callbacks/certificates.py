@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_interp.callbacks.monitor import Trainer
+from lightning_interp.callbacks.probing import Trainer
 from lightning_interp.certificate import write_certificate
 from lightning_interp.errors import InterpWarning
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from lightning_interp.callbacks.certificates import certificate_path, keep_certificate
-from lightning_interp.callbacks.monitor import Callback, LightningModule, Trainer, abandon, validates
+from lightning_interp.callbacks.probing import Callback, LightningModule, Trainer, abandon, validates
 from lightning_interp.callbacks.variables_by_name import find_variable, measuring
 from lightning_interp.erasure import Erasure
 from lightning_interp.errors import InterpError, nearest

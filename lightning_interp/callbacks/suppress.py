@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_interp.callbacks.certificates import certificate_path, keep_certificate
-from lightning_interp.callbacks.monitor import Callback, ConceptMonitor, LightningModule, Trainer, logger_step
+from lightning_interp.callbacks.monitor import ConceptMonitor
+from lightning_interp.callbacks.probing import Callback, LightningModule, Trainer, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
 from lightning_interp.callbacks.variables_by_name import find_variable, measuring, monitors_of
 from lightning_interp.errors import InterpError

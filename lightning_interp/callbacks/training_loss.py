@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightning_interp.callbacks.monitor import LightningModule
+from lightning_interp.callbacks.probing import LightningModule
 
 
 class Added(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_interp.callbacks.monitor import ConceptMonitor, Trainer
+from lightning_interp.callbacks.monitor import ConceptMonitor
+from lightning_interp.callbacks.probing import Trainer
 from lightning_interp.errors import VariableError, nearest
 from lightning_interp.variables import Variable
 

@@ -100,6 +100,24 @@ class Above:
         return placed(batch, device_of(self._caller.model))  # its own: the model may write to it
 
 
+def with_siblings(model: nn.Module, name: str, layer: Layer) -> dict[str, Layer]:
+    """The layer, and all modules beside it and beside those that hold it: what need not be run again if it was done before.
+
+    Args:
+        model: the network.
+        name: of the layer, as `select` has it.
+        layer: the layer.
+    """
+    beside = {}
+    path = name.partition(":")[0].split(".")
+    for depth in range(len(path)):
+        holder = model.get_submodule(".".join(path[:depth]))
+        for child, module in holder.named_children():
+            if child != path[depth]:
+                beside[".".join([*path[:depth], child])] = Layer(module, None, False)
+    return {**beside, name: layer}
+
+
 def _stand_in(activation: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return activation
 

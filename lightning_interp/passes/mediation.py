@@ -157,7 +157,7 @@ def _outputs(
             parts.setdefault(None, []).append(rows.table(plain))
             for name, plan in plans.items():
                 for cut, eraser in plan.erasers.items():
-                    raw = above.edited(batch, name, partial(_erase, caller, eraser, mask))
+                    raw = above.edited(batch, name, partial(erase, caller, eraser, mask))
                     if raw is not None and not torch.equal(raw, plain):
                         reached.add(cut)
                     parts.setdefault(cut, []).append(rows.table(plain if raw is None else raw))
@@ -182,7 +182,8 @@ class _Rows:
         return table(self._values, explained.output.cpu()[self._keep], self._source, correct)
 
 
-def _erase(caller: Caller, eraser: Eraser, mask: Tensor | None, layer: Layer, a: Tensor) -> Tensor:
+def erase(caller: Caller, eraser: Eraser, mask: Tensor | None, layer: Layer, a: Tensor) -> Tensor:
+    """An activation with something erased, its step spread evenly over the positions that pooling reads."""
     pooled = caller.pooling.pool(a, layer.module, mask)
     with torch.autocast(a.device.type, enabled=False):
         return a + caller.pooling.lift(eraser.to(a).step(pooled.double()), a, layer.module, mask)

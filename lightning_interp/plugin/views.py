@@ -12,9 +12,9 @@ from lightning_interp import report
 from lightning_interp.errors import InterpError
 from lightning_interp.events import HIDDEN_FACTOR
 from lightning_interp.plugin.logged import FEATURES, Log, LoggedEvents, Moment, Series, Where, layer_of, number, rows
-from lightning_interp.plugin.verdict import verdict
 from lightning_interp.report.heatmap import TITLES
 from lightning_interp.report.theme import THEMES, template
+from lightning_interp.report.verdict import verdict
 from lightning_interp.summaries.event_log import event_tag, features_tag
 
 DRAWN = 400  # events in the figures over time, of all runs together

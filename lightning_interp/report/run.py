@@ -12,6 +12,7 @@ from lightning_interp.errors import InterpError, nearest
 from lightning_interp.events import Event, Record
 
 Series = Sequence[tuple[int, float]]
+KEYS = ("step", "epoch", "measure", "layer", "variable", "by", "value", "low", "high", "note")
 OWN = ("interactions", "unexplained")  # shares that are no variable's
 
 
@@ -56,7 +57,11 @@ class Run:
         found = [dict(f) for _, f in sorted({(int(f["step"]), str(f["layer"])): f for f in features}.items())]
         scalars = scalars or {}
         return cls(
-            records=[r for p in events for r in p["records"]],
+            records=[
+                {key: r.get(key, p[key] if key in ("step", "epoch") else None) for key in KEYS}
+                for p in events
+                for r in p["records"]
+            ],
             equations={p["step"]: p.get("equation", "") for p in events},
             notes={p["step"]: p.get("notes", ()) for p in events},
             alarms={p["step"]: p["alarms"] for p in events if p.get("alarms")},
