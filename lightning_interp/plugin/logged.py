@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,9 +150,12 @@ def number(value: object) -> float | None:
     return float(value) if abs(value) < float("inf") else None
 
 
-def rows(records: Iterable[dict[str, Any]], wanted: Callable[[object], bool], step: int, epoch: int | None) -> list[Record]:
-    """Records whose measure is wanted, with every key there and of its type."""
-    return [_row(r, step, epoch) for r in records if wanted(r.get("measure"))]
+def rows(
+    records: Iterable[dict[str, Any]], step: int, epoch: int | None, wanted: Collection[str] | None = None
+) -> list[Record]:
+    """Records with every key there and of its type; of the measures wanted, or all."""
+    found = (_row(r, step, epoch) for r in records if wanted is None or str(r.get("measure")) in wanted)
+    return list(found)
 
 
 def _row(record: dict[str, Any], step: int, epoch: int | None) -> Record:
@@ -183,7 +186,10 @@ def _log(data: Sequence[Any], before: Iterable[Moment]) -> Log:
     data = sorted(data, key=lambda datum: datum.wall_time)
     found = [_read(datum, known) for datum in data]
     moments = [one for one in found if isinstance(one, Moment)]
-    problems = {one: datum.step for one, datum in reversed(list(zip(found, data))) if isinstance(one, str)}  # the first of each
+    problems: dict[str, int] = {}
+    for one, datum in zip(found, data):
+        if isinstance(one, str):
+            problems.setdefault(one, datum.step)
     by_step = {m.step: m for m in moments}
     return Log(
         tuple(sorted(by_step.values(), key=lambda m: m.step)),
@@ -214,7 +220,7 @@ def _moment(text: bytes, wall_time: float) -> Moment:
     content = read_json(text)
     step, epoch = content["step"], content["epoch"]
     count = content.get("number")
-    kept = tuple(rows(content.get("records", ()), OVER_TIME.__contains__, step, epoch))
+    kept = tuple(rows(content.get("records", ()), step, epoch, OVER_TIME))
     said = (_texts(content.get(key)) for key in ("alarms", "confounders"))
     return Moment(step, epoch, count if isinstance(count, int) else 0, wall_time, text, kept, *said)
 

@@ -89,8 +89,8 @@ class Views:
                 continue
             content = moment.content()
             confounders = self._confounders(where, series, log)
-            found[label] = _run([moment], confounders)
-            spread[label] = _run(_spread(log, moment), confounders, measure)
+            found[label] = _run([moment], moment, confounders)
+            spread[label] = _run(_spread(log, moment), moment, confounders, measure)
             answers.append(
                 {"id": list(series), "label": label, "step": moment.step, "epoch": moment.epoch,
                  "equation": str(content.get("equation", "")), "notes": _texts(content.get("notes")),
@@ -109,7 +109,7 @@ class Views:
         moment = self._logged.log(where, series, event_tag(series.prefix)).at(step)
         if moment is None:
             return {"step": None, "total": 0, "records": []}
-        found = rows(moment.content()["records"], lambda _: True, moment.step, moment.epoch)
+        found = rows(moment.content()["records"], moment.step, moment.epoch)
         return {"step": moment.step, "total": len(found), "records": found[offset : offset + PAGE]}
 
     def features(self, where: Where, chosen: Sequence[Series], step: int) -> dict[str, Any]:
@@ -167,12 +167,11 @@ def _over_time(log: Log, most: int, scalars: Mapping[str, Any], confounders: Seq
     )
 
 
-def _run(moments: Sequence[Moment], confounders: Sequence[str], measure: str | None = None) -> report.Run:
-    """The records of moments, of one measure or of all, with what else they say."""
+def _run(moments: Sequence[Moment], now: Moment, confounders: Sequence[str], measure: str = "") -> report.Run:
+    """All records of a moment, and of the others those of a measure."""
     contents = [(m, m.content()) for m in moments]
-    wanted = (lambda _: True) if measure is None else measure.__eq__
     return report.Run(
-        [r for m, c in contents for r in rows(c["records"], wanted, m.step, m.epoch)],
+        [r for m, c in contents for r in rows(c["records"], m.step, m.epoch, None if m is now else (measure,))],
         equations={m.step: str(c.get("equation", "")) for m, c in contents},
         confounders=confounders,
     )
@@ -197,7 +196,7 @@ def _layer_measures(logs: Any) -> list[list[str]]:
     held: dict[str, None] = {}
     for log in logs:
         for moment in log.moments[-1:]:
-            held |= dict.fromkeys(r.get("measure") for r in moment.content()["records"] if r.get("layer") is not None)
+            held |= dict.fromkeys(str(r.get("measure")) for r in moment.content()["records"] if r.get("layer") is not None)
     return [[measure, title] for measure, title in TITLES.items() if measure in held]
 
 
