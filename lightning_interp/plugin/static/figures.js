@@ -63,7 +63,7 @@ export class Slot {
     if (!this.cursor || step === this.step) return;
     this.step = step;
     if (this.chart && this.visible && !this.stale) plotly.relayout(this.chart, { shapes: this.shapes() });
-    else this.stale = true;
+    else this.due(true);
   }
 
   see(visible) {
@@ -72,8 +72,13 @@ export class Slot {
   }
 
   changed() {
-    this.stale = true;
+    this.due(true);
     this.draw();
+  }
+
+  due(stale) {
+    this.stale = stale;
+    this.node.setAttribute("aria-busy", String(stale));
   }
 
   draw() {
@@ -82,7 +87,7 @@ export class Slot {
     if (reason) {
       this.drop();
       fill(this.node, element("p", { class: "reason" }, reason));
-      this.stale = false;
+      this.due(false);
     } else if (plotly) {
       if (!this.chart) {
         this.chart = element("div");
@@ -92,7 +97,7 @@ export class Slot {
       // Plotly writes into what it is given
       plotly.react(this.chart, structuredClone(this.figure.data), structuredClone(layout), { responsive: true, displaylogo: false });
       this.listen();
-      this.stale = false;
+      this.due(false);
     }
   }
 

@@ -10,7 +10,7 @@ import { Slider } from "./slider.js";
 import { Table } from "./table.js";
 import { themePicker } from "./theme.js";
 
-const EVERY = 5000; // milliseconds between looks for new events
+const EVERY = 3000; // milliseconds between looks for new events
 const SETTLE = 60; // milliseconds the slider rests before the server is asked
 
 class Page {
@@ -98,6 +98,7 @@ class Page {
   move() {
     this.cursor();
     clearTimeout(this.resting);
+    this.main.setAttribute("aria-busy", "true");
     this.resting = setTimeout(() => ["event", "features", "records"].forEach((what) => this.ask(what)), SETTLE);
   }
 
@@ -105,6 +106,7 @@ class Page {
   async ask(what) {
     this.pending[what]?.abort();
     const mine = (this.pending[what] = new AbortController());
+    this.main.setAttribute("aria-busy", "true");
     try {
       await this[what](0, mine.signal);
       if (!mine.signal.aborted) this.say("");
@@ -113,6 +115,9 @@ class Page {
         this.state = ""; // so that the next look asks again
         this.say(problem.message);
       }
+    } finally {
+      if (this.pending[what] === mine) delete this.pending[what];
+      this.main.setAttribute("aria-busy", String(Object.keys(this.pending).length > 0));
     }
   }
 
