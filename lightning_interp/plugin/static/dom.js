@@ -16,12 +16,12 @@ export function fill(node, ...children) {
   return node;
 }
 
-// As `report/wording.py` writes numbers.
+// With a true minus, as in the figures; a dash where there is none.
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (Number.isInteger(value) && size < 1e6) return String(value).replace("-", "−");
-  return (size >= 0.001 && size < 1e6 ? value.toFixed(size >= 100 ? 1 : 4) : value.toExponential(2)).replace("-", "−");
+  const text = size === 0 || (size >= 0.001 && size < 1e6) ? value.toFixed(size >= 100 ? 1 : 4) : value.toExponential(2);
+  return text.replaceAll("-", "−");
 }
 
 export function when(step, epoch) {
