@@ -99,6 +99,16 @@ def printed(module: str, *args: object) -> str:
     return "\n".join(line for line in out.getvalue().splitlines() if line.startswith("|"))
 
 
+def discovery() -> dict[str, str]:
+    """What was found with the labels hidden, and what came of it."""
+    rows = read("discovery")
+    if not rows:
+        return {}
+    from discovery import features_table, nets_table
+
+    return {"discovery": features_table(rows), "discovery nets": nets_table(rows)}
+
+
 def main() -> None:
     """Put each table between its markers."""
     tables = {
@@ -109,6 +119,7 @@ def main() -> None:
         "cutting": printed("cutting"),
         "choice": choice(),
         **suppression(),
+        **discovery(),
     }
     placed = set()
     for page in PAGES:

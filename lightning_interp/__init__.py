@@ -9,14 +9,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lightning_interp import callbacks as callbacks
+    from lightning_interp import discovery as discovery
     from lightning_interp import functional as functional
     from lightning_interp import metrics as metrics
     from lightning_interp import penalties as penalties
     from lightning_interp import report as report
     from lightning_interp.activations.capture import capture as capture
+    from lightning_interp.callbacks.discover import DiscoverFeatures as DiscoverFeatures
     from lightning_interp.callbacks.erase import EraseConfounder as EraseConfounder
     from lightning_interp.callbacks.monitor import ConceptMonitor as ConceptMonitor
     from lightning_interp.callbacks.suppress import SuppressConfounder as SuppressConfounder
+    from lightning_interp.discovery.discovery import Discovery as Discovery
     from lightning_interp.editing.result import Edit as Edit
     from lightning_interp.editing.surgery import edit as edit
     from lightning_interp.editing.surgery import zero_weight as zero_weight
@@ -37,6 +40,8 @@ _WHERE = {
     "Concept": "variables",
     "ConceptMonitor": "callbacks.monitor",
     "Confounder": "variables",
+    "DiscoverFeatures": "callbacks.discover",
+    "Discovery": "discovery.discovery",
     "Edit": "editing.result",
     "edit": "editing.surgery",
     "EraseConfounder": "callbacks.erase",
@@ -51,7 +56,7 @@ _WHERE = {
     "write_report": "report.page",
     "zero_weight": "editing.surgery",
 }
-_MODULES = ("callbacks", "functional", "metrics", "penalties", "report")
+_MODULES = ("callbacks", "discovery", "functional", "metrics", "penalties", "report")
 
 __all__ = [*_WHERE, *_MODULES]
 

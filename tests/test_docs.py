@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -55,6 +55,15 @@ def test_the_demo_prints_equations_a_table_of_both_runs_and_how_to_open_tensorbo
     assert re.search(r"worst group +0\.\d{3} +0\.\d{3}\n", out)
     assert f"tensorboard --logdir {tmp_path}" in out
     assert {p.parent.parent.name for p in tmp_path.rglob("events.out.tfevents*")} == {"plain", "suppressed"}
+
+
+def test_the_hidden_labels_are_found_and_the_check_is_printed(tmp_path):
+    out = run(ROOT / "examples" / "hidden_grass.py", "--epochs", 1, "--log-dir", tmp_path)
+    assert re.search(r"unexplained, unnamed: 0\.\d{3}", out)
+    assert len(list(tmp_path.rglob("strongest.png"))) == len(list(tmp_path.rglob("weakest.png"))) == 1
+    agreement = re.search(r"label found = true label +(0\.\d{3}|1\.000) ", out)
+    assert float(agreement.group(1)) > 0.9
+    assert re.search(r"worst group +0\.\d{3} +0\.\d{3}\n", out)
 
 
 def test_the_demo_runs_from_yaml(tmp_path):

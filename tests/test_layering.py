@@ -21,6 +21,7 @@ ORDER = [
     "held_out",
     "recent",
     "monitor",
+    "discovery",
     "probe",
     "training_steps",
     "penalties",
