@@ -23,6 +23,7 @@ ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--
         "--disable-component-update", "--disable-sync"]  # fmt: skip
 SHOTS = Path(__file__).parent / "screenshots"
 EPOCHS = 4
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one pixel
 ODD_RUN = HOSTILE.replace("/", "-")
 
 
@@ -48,6 +49,21 @@ def train(log_dir, name, *more):
     return monitor.history
 
 
+def discovered(step):
+    """Eight features, with every kind of samples."""
+    samples = [
+        {"kind": "image", "png": PNG, "count": 1}, {"kind": "text", "texts": [HOSTILE, "moo"]},
+        {"kind": "rows", "columns": [HOSTILE, "b"], "rows": [[1.5, None], [-2.0, 0.0]]},
+    ]  # fmt: skip
+    found = [
+        {"name": f"feature {i}", "contribution": 0.3 / (i + 1), "causal": 0.01 * step, "stability": 0.9,
+         "suspicion": 0.5 / (i + 1), "flip": None, "early": 0.2, "target": -0.4, "groups": {f"{HOSTILE}=0": 0.25}, "promoted": HOSTILE if i == 1 else None,
+         "strongest": samples[i % 3], "weakest": None}
+        for i in range(8)
+    ]  # fmt: skip
+    return {"version": 1, "step": step, "epoch": 0, "layer": "conv1", "unexplained": 0.4, "unnamed": 0.1, "features": found}
+
+
 @pytest.fixture(scope="module")
 def log_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
@@ -66,6 +82,7 @@ def histories(log_dir):
         found["odd"] = [event(10, 0.5, name=HOSTILE), event(20, 0.6, name=HOSTILE)]
         for one in found["odd"]:
             run.event(one, alarms=[f"{HOSTILE} again"])
+            run.features(discovered(one.step))
     with RunWriter(log_dir / "withheld") as run:
         found["withheld"] = [event(10, 0.3), event(20, 0.3, withheld=True), event(30, 0.3)]
         for one in found["withheld"]:
@@ -334,6 +351,39 @@ def test_names_are_text_whatever_they_hold(opened):
     assert HOSTILE in tab.frame.locator("#records td").all_inner_texts()
     assert HOSTILE in tab.frame.locator(".alarms li").first.inner_text()
     tab.shot("names")
+
+
+def test_features_stand_with_their_samples_the_most_suspicious_first(opened):
+    tab = opened().ready()
+    tab.choose("plain")
+    assert tab.frame.locator("#features").is_hidden()
+    tab.choose(ODD_RUN)
+    tab.to("features")
+    (bars,) = tab.drawn("features")
+    assert bars["x"] == [f["contribution"] for f in discovered(20)["features"]]
+    cards = tab.frame.locator("#features .card")
+    assert cards.locator("h4").all_inner_texts() == [
+        "feature 0",
+        f"feature 1: {HOSTILE}",
+        *(f"feature {i}" for i in range(2, 6)),
+    ]
+    facts = dict(zip(cards.first.locator("dt").all_inner_texts(), cards.first.locator("dd").all_inner_texts()))
+    assert facts == {
+        "share of the output's variance": "0.3000", "suspicion": "0.5000", "causal": "0.2000", "stability": "0.9000",
+        "early": "0.2000", "correlation with the label": "−0.4000",
+    }  # fmt: skip
+    assert cards.nth(0).locator("img").evaluate("image => image.naturalWidth") == 1
+    assert cards.nth(1).locator("details[open] li").all_inner_texts() == [HOSTILE, "moo"]
+    assert cards.nth(2).locator("th").first.inner_text() == HOSTILE
+    assert cards.nth(2).locator("td").all_inner_texts() == ["1.5000", "–", "−2.0000", "0.0000"]
+    tab.frame.locator("#features summary", has_text="2 more").click()
+    tab.frame.wait_for_function("document.querySelectorAll('#features .card').length === 8")
+    tab.frame.locator("#step").focus()
+    tab.page.keyboard.press("ArrowLeft")
+    tab.step("step 10, epoch 1")
+    tab.settled()
+    assert cards.first.locator("dd").nth(2).inner_text() == "0.1000"
+    tab.shot("features", "features")
 
 
 def test_what_is_withheld_is_a_gap_with_its_reason(opened):
