@@ -2,6 +2,7 @@
 
     python benchmarks/tab.py                  # 20 runs × 1,000 events × 100 records: under two minutes on two cores
     python benchmarks/tab.py --runs 4 --events 50
+    python benchmarks/tab.py --picture runs docs/images/tab.png    # the README's, of what `make demo` left in runs/
 
 Writes one run and links it under other names, starts TensorBoard, waits until it has read everything, and opens the tab in
 Chromium (/usr/bin/chromium) with a cold and with a warm cache of the routes. Times are milliseconds since the tab's own page
@@ -21,12 +22,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from playwright.sync_api import sync_playwright
 from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -102,7 +105,8 @@ def tensorboard(folder):
     command = [sys.executable, "-c", SERVE, "--logdir", str(folder), "--port", "0", "--reload_interval", "5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        address = next(found for line in process.stderr if (found := re.search(r"at (http://\S+?)/? ", line)))
+        address = next(found for line in process.stderr if (found := re.search(r"at (http://\S+?)/? \(", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # what it says later must not fill the pipe
         yield address[1]
     finally:
         process.terminate()
@@ -157,6 +161,20 @@ def opened(browser, address):
     }
 
 
+def picture(log_dir, file):
+    """The first screen of the tab, as TensorBoard shows it, in a palette of 64 colours."""
+    with tensorboard(log_dir) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 880}, color_scheme="light")
+        page.goto(f"{address}/#lightning_interp")
+        frame = page.wait_for_selector("iframe").content_frame()
+        frame.wait_for_function("document.querySelector('#history .main-svg')")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=file)
+        browser.close()
+    Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
+
+
 def start_up(times=7):
     """Seconds that importing the plugin adds to `tensorboard --version`, median of paired starts."""
     plain = "import tensorboard.main, tensorboard.default as d; d.get_static_plugins()"
@@ -176,7 +194,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--events", type=int, default=1000)
+    parser.add_argument("--picture", nargs=2, metavar=("LOGDIR", "PNG"), help="only take a picture of a log directory")
     args = parser.parse_args()
+    if args.picture:
+        picture(*args.picture)
+        return
     out = {"runs": args.runs, "events": args.events, "start_up_s": round(start_up(), 3)}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

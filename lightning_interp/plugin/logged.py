@@ -13,7 +13,7 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from lightning_interp.events import Record
 from lightning_interp.summaries.event_log import EVENT_TAG, FEATURES_TAG, PLUGIN_NAME, EventLogError, read_json
 
-KEPT = 64  # parsed logs kept in memory, the last used ones
+KEPT = 32  # parsed logs kept in memory, the last used ones
 POINTS = 300  # of a scalar
 FEATURES = 30  # events of DiscoverFeatures: they hold pictures
 OVER_TIME = frozenset({"contribution", "effect", "intervention", "group"})  # measures whose records are kept for every event

@@ -57,7 +57,8 @@ def discovered(step):
     ]  # fmt: skip
     found = [
         {"name": f"feature {i}", "contribution": 0.3 / (i + 1), "causal": 0.01 * step, "stability": 0.9,
-         "suspicion": 0.5 / (i + 1), "flip": None, "early": 0.2, "target": -0.4, "groups": {f"{HOSTILE}=0": 0.25}, "promoted": HOSTILE if i == 1 else None,
+         "suspicion": 0.5 / (i + 1), "flip": None, "early": 0.2, "target": -0.4, "groups": {f"{HOSTILE}=0": 0.25},
+         "promoted": HOSTILE if i == 1 else None,
          "strongest": samples[i % 3], "weakest": None}
         for i in range(8)
     ]  # fmt: skip

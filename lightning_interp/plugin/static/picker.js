@@ -1,7 +1,7 @@
 // Which runs are looked at.
 import { element, fill } from "./dom.js";
 
-export const AT_FIRST = 4; // runs, the last written
+const AT_FIRST = 4; // runs, those written last; what is chosen stays
 const MANY = 8; // runs, from which on they can be filtered by name
 
 export const key = (series) => JSON.stringify(series.id);
@@ -24,8 +24,8 @@ export class Picker {
     const known = new Set(series.map(key));
     this.chosen = new Set([...this.chosen].filter((one) => known.has(one)));
     if (!this.touched) {
-      const newest = [...series].sort((a, b) => (b.time ?? 0) - (a.time ?? 0)).slice(0, AT_FIRST);
-      this.chosen = new Set(newest.map(key));
+      const others = series.filter((one) => !this.chosen.has(key(one))).sort((a, b) => (b.time ?? 0) - (a.time ?? 0));
+      others.slice(0, Math.max(0, AT_FIRST - this.chosen.size)).forEach((one) => this.chosen.add(key(one)));
     }
     const listed = this.series.map(key).join();
     this.series = series;
