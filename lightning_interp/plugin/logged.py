@@ -131,6 +131,14 @@ class LoggedEvents:
                 self._kept.popitem(last=False)
             return before[1]
 
+    def glimpse(self, where: Where, series: Series, tag: str) -> Log:
+        """The log where it is parsed already, else what was written last alone: what can be shown at once."""
+        if (where.experiment, series.run, tag) in self._kept:
+            return self.log(where, series, tag)
+        only = RunTagFilter(runs=[series.run], tags=[tag])
+        asked = {"experiment_id": where.experiment, "plugin_name": PLUGIN_NAME, "run_tag_filter": only}
+        return _log(self._provider.read_tensors(where.ctx, downsample=1, **asked).get(series.run, {}).get(tag, []), ())
+
     def penalties(self, where: Where, run: str) -> dict[str, list[tuple[int, Any]]]:
         """{tag: (step, value) pairs} of the scalars of penalties in a run; None where a value is not finite."""
         asked = {"experiment_id": where.experiment, "plugin_name": "scalars"}

@@ -17,6 +17,7 @@ from lightning_interp.report.theme import THEMES, template
 from lightning_interp.report.verdict import verdict
 from lightning_interp.summaries.event_log import event_tag, features_tag
 
+LATEST = 2**53 - 1  # the step that stands for the newest event: the largest whole number that JavaScript has
 DRAWN = 400  # events in the figures over time, of all runs together
 SPREAD = 12  # further events that a heat map looks at, so that its colours mean the same at every step
 PAGE = 500  # records of one answer
@@ -82,7 +83,8 @@ class Views:
         spread: dict[str, report.Run] = {}
         answers: list[dict[str, Any]] = []
         for label, series in zip(_labels(chosen), chosen):
-            log = self._logged.log(where, series, event_tag(series.prefix))
+            read = self._logged.glimpse if step >= LATEST else self._logged.log
+            log = read(where, series, event_tag(series.prefix))
             moment = log.at(step)
             if moment is None:
                 answers.append({"id": list(series), "label": label, "step": None})

@@ -91,8 +91,8 @@ class Page {
       this.nothing();
       return;
     }
-    // both at once: the newest event needs no list of steps
-    await Promise.all([this.ask("history"), this.slider.follow ? this.ask("event") : null]);
+    if (this.slider.follow) await this.ask("event"); // the newest is read alone, long before the history
+    await this.ask("history");
   }
 
   move() {
@@ -140,7 +140,7 @@ class Page {
     this.cursor();
     const alarms = answer.series.flatMap((one) => one.alarms.map(([step, text]) => element("li", {}, `${one.label}, event at step ${step}: ${text.replace(/^step \d+: /, "")}`)));
     fill(this.alarms, alarms);
-    ["features", "records", ...(this.slider.follow ? [] : ["event"])].forEach((what) => this.ask(what));
+    ["event", "features", "records"].forEach((what) => this.ask(what));
   }
 
   async event(_, signal) {
