@@ -64,3 +64,7 @@ def _chosen(found: dict[str, Run], patterns: Sequence[str]) -> dict[str, Run]:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise InterpError(f"`--run {pattern}` matches none of the runs.{nearest(pattern, found)}")
     return {name: run for name, run in found.items() if not patterns or any(fnmatchcase(name, p) for p in patterns)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

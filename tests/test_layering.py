@@ -42,6 +42,7 @@ ORDER = [
     "collection",
     "metrics",
     "activations",
+    "progress",
     "processes",
     "functional",
     "variables",

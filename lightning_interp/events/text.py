@@ -94,7 +94,7 @@ def event_lines(e: EventFields) -> Iterable[str]:
             terms.append(f"{_signed(size)}·{name} [{_number(found.low)}, {_number(found.high)}]")
         else:
             terms.append(f"{_signed(size)}·{name}")
-    yield f"{OUTPUT.get(e.task, 'output')} = {' '.join(terms)} + unexplained"
+    yield f"{OUTPUT.get(e.task, 'output')} = {' '.join(terms).removeprefix('+ ')} + unexplained"
     shares = [f"{name} {_share_text(s)}" for name, s in e.contribution.items() if s.value is not None]
     if shares:
         yield "share of variance: " + ", ".join(shares)

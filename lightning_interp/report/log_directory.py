@@ -117,7 +117,7 @@ def _text(value: Any) -> dict[str, Any]:
 
 
 def _runs(one: _Found) -> Iterator[tuple[str, Run]]:
-    prefixes = list(dict.fromkeys([*one.events, *one.features]))
+    prefixes = sorted({*one.events, *one.features})
     for prefix in prefixes:
         scalars = {
             tag: sorted(pairs.items()) for tag, pairs in one.scalars.items() if _owner(tag, prefixes) == prefix

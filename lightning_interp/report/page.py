@@ -212,10 +212,9 @@ def _unnamed(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figu
 def _numbers(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figure]) -> str:
     # no button inside: Chromium would not repeat the head on every printed page
     heads = "".join(f'<th tabindex="0">{h}</th>' for h in ("run", "step", *COLUMNS))
-    rows = [
-        "".join(_cell(v) for v in (name or "–", r["step"], *(r[c] for c in COLUMNS)))
-        for name, run in found.items() for r in run.records if r["step"] == run.steps()[-1]
-    ]  # fmt: skip
+    ends = {name: max(run.steps(), default=None) for name, run in found.items()}
+    last = [(name, [r for r in run.records if r["step"] == ends[name]]) for name, run in found.items()]
+    rows = ["".join(_cell(v) for v in (name or "–", r["step"], *(r[c] for c in COLUMNS))) for name, of in last for r in of]
     table = (
         f'<table id="records"><thead><tr>{heads}</tr></thead><tbody>{"".join(f"<tr>{r}</tr>" for r in rows)}</tbody></table>'
     )
@@ -225,7 +224,7 @@ def _numbers(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figu
 
 def _cell(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        shown = f"{value:.4g}".replace("-", "−")
+        shown = str(value) if isinstance(value, int) else f"{value:.4g}".replace("-", "−")
         return f'<td class="number" data-value="{value!r}">{shown}</td>'
     return f"<td>{'' if value is None else escape(str(value))}</td>"
 
