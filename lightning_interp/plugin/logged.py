@@ -67,11 +67,13 @@ class Log:
 
     Attributes:
         moments: by step; of several at one step the last written.
-        written: how many were written, where more than are held.
+        held: how many TensorBoard holds, with those that cannot be read.
+        written: how many were written, as far as those that are held can tell.
         problems: what could not be read, and why; each once.
     """
 
     moments: tuple[Moment, ...]
+    held: int
     written: int
     problems: tuple[str, ...]
 
@@ -119,7 +121,7 @@ class LoggedEvents:
             asked = {"experiment_id": where.experiment, "plugin_name": PLUGIN_NAME, "run_tag_filter": only}
             info = self._provider.list_tensors(where.ctx, **asked).get(series.run, {}).get(tag)
             if info is None:
-                return Log((), 0, ())
+                return Log((), 0, 0, ())
             key, state = (where.experiment, series.run, tag), (info.max_step, info.max_wall_time)
             before = self._kept.pop(key, None)
             if before is None or before[0] != state:
@@ -201,6 +203,7 @@ def _log(data: Sequence[Any], before: Iterable[Moment]) -> Log:
     by_step = {m.step: m for m in moments}
     return Log(
         tuple(sorted(by_step.values(), key=lambda m: m.step)),
+        len(data),
         max(_written(moments), len(data)),
         tuple(f"step {step}: {problem}" for problem, step in problems.items()),
     )

@@ -64,7 +64,7 @@ class Views:
         return {
             "series": [
                 {"id": list(s), "label": label, "steps": [m.step for m in logs[s].moments],
-                 "epochs": [m.epoch for m in logs[s].moments], "written": logs[s].written, "drawn": len(run.steps()),
+                 "epochs": [m.epoch for m in logs[s].moments], "held": logs[s].held, "written": logs[s].written, "drawn": len(run.steps()),
                  "problems": list(logs[s].problems), "alarms": [[m.step, a] for m in logs[s].moments for a in m.alarms]}
                 for (label, run), s in zip(drawn.items(), chosen)
             ],

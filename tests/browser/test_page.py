@@ -18,6 +18,8 @@ pytest.importorskip("plotly", reason="plotly draws the figures")
 
 from callbacks.boring import HOST_WARNINGS  # noqa: E402
 
+from lightning_interp.summaries.event_log import event_content  # noqa: E402
+
 pytestmark = HOST_WARNINGS
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -469,6 +471,27 @@ def test_a_silent_tensorboard_is_said_and_heard_again(opened):
     tab.page.unroute("**/lightning_interp/runs*")
     tab.frame.wait_for_selector(".banner", state="hidden")
     tab.errors[:] = [e for e in tab.errors if "ERR_FAILED" not in e]
+
+
+def test_what_is_not_shown_is_said(opened, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("one", "two"):
+        with RunWriter(runs / name) as run:
+            for i in range(1, 13):
+                run.event(event(10 * i))
+    with RunWriter(runs / "newer") as run:
+        run.event(event(10))
+        run.raw(json.dumps({**event_content(event(20)), "version": 2}).encode(), step=20)
+    with tensorboard(runs, tmp_path, "--samples_per_plugin", "lightning_interp=5") as own:
+        own.wait(lambda found: [(one["label"], one["step"]) for one in found] == [("newer", 20), ("one", 119), ("two", 119)])
+        tab = opened(own.address).ready()
+        tab.settled()
+        assert tab.frame.locator(".remarks li").all_inner_texts() == [
+            "newer: an event could not be read: step 20: written in version 2 of the event log; this lightning_interp reads "
+            "version 1.",
+            "one, two: TensorBoard holds a sample of 5 of 12 events. For all, start it with --samples_per_plugin "
+            "lightning_interp=12.",
+        ]
 
 
 def test_an_empty_page_says_what_to_add_and_fills_itself_while_a_run_is_written(opened, tmp_path):

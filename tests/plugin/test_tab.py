@@ -299,6 +299,21 @@ def test_what_is_parsed_is_not_parsed_again(tmp_path, monkeypatch):
         assert len(parsed) == 1
 
 
+def test_the_newest_event_is_read_alone_before_the_history_is(tmp_path, monkeypatch):
+    from lightning_interp.plugin import logged
+
+    with RunWriter(tmp_path) as run:
+        for i in range(1, 9):
+            run.event(event(10 * i))
+    found, parsed = Routes(tmp_path), []
+    monkeypatch.setattr(logged, "_moment", lambda *given, real=logged._moment: parsed.append(given) or real(*given))
+    assert found.ask("event", [".", ""], step=2**53 - 1)["series"][0]["step"] == 80
+    assert len(parsed) == 1
+    found.ask("history", [".", ""])
+    assert found.ask("event", [".", ""], step=2**53 - 1)["series"][0]["step"] == 80
+    assert len(parsed) == 9
+
+
 def test_of_two_events_at_one_step_the_later_counts(tmp_path):
     with RunWriter(tmp_path) as run:
         run.event(event(10, 0.1))

@@ -189,9 +189,9 @@ class Page {
     const say = (one, text) => said.set(text, [...(said.get(text) ?? []), one.label]);
     for (const one of series) {
       one.problems.forEach((text) => say(one, `an event could not be read: ${text}`));
-      const [held, written, drawn] = [one.steps.length, one.written, one.drawn];
+      const { held, written, drawn, steps } = one;
       if (held < written) say(one, `TensorBoard holds a sample of ${held} of ${written} events. For all, start it with --samples_per_plugin lightning_interp=${written}`);
-      if (drawn < held) say(one, `the figures over steps draw ${drawn} of ${held} events; the slider has all ${held}`);
+      if (drawn < steps.length) say(one, `the figures over steps draw ${drawn} of ${steps.length} events; the slider has all ${steps.length}`);
     }
     fill(this.remarks, [...said].map(([text, labels]) => element("li", {}, `${labels.join(", ")}: ${text}.`)));
   }
