@@ -63,9 +63,7 @@ class Views:
         told = {label: run for label, run in drawn.items() if run.scalars or run.alarms}
         return {
             "series": [
-                {"id": list(s), "label": label, "steps": [m.step for m in logs[s].moments],
-                 "epochs": [m.epoch for m in logs[s].moments], "held": logs[s].held, "written": logs[s].written, "drawn": len(run.steps()),
-                 "problems": list(logs[s].problems), "alarms": [[m.step, a] for m in logs[s].moments for a in m.alarms]}
+                {"id": list(s), "label": label, "drawn": len(run.steps()), **_said(logs[s])}
                 for (label, run), s in zip(drawn.items(), chosen)
             ],
             "measures": _layer_measures(logs.values()),
@@ -75,7 +73,7 @@ class Views:
                 "groups": _figure(lambda: report.groups(some)),
                 "penalties": _figure(lambda: report.penalties(told)),
             },
-        }  # fmt: skip
+        }
 
     def event(self, where: Where, chosen: Sequence[Series], step: int, measure: str) -> dict[str, Any]:
         """The last event of every chosen series not after a step."""
@@ -148,6 +146,17 @@ def _labels(chosen: Sequence[Series]) -> list[str]:
     """Names for the panels, different even where run and prefix look alike."""
     labels = [s.label for s in chosen]
     return [label if labels.count(label) == 1 else f"{label} [{i + 1}]" for i, label in enumerate(labels)]
+
+
+def _said(log: Log) -> dict[str, Any]:
+    return {
+        "steps": [m.step for m in log.moments],
+        "epochs": [m.epoch for m in log.moments],
+        "held": log.held,
+        "written": log.written,
+        "problems": list(log.problems),
+        "alarms": [[m.step, alarm] for m in log.moments for alarm in m.alarms],
+    }
 
 
 def _figure(draw: Callable[[], report.Figure]) -> dict[str, Any]:
