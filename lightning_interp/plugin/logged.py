@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
@@ -157,18 +158,15 @@ def number(value: object) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if abs(value) < float("inf") else None
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
-def rows(
-    records: Iterable[dict[str, Any]], step: int, epoch: int | None, wanted: Collection[str] | None = None
-) -> list[Record]:
+def rows(records: Iterable[Record], step: int, epoch: int | None, wanted: Collection[str] | None = None) -> list[Record]:
     """Records with every key there and of its type; of the measures wanted, or all."""
-    found = (_row(r, step, epoch) for r in records if wanted is None or str(r.get("measure")) in wanted)
-    return list(found)
+    return [_row(r, step, epoch) for r in records if wanted is None or str(r.get("measure")) in wanted]
 
 
-def _row(record: dict[str, Any], step: int, epoch: int | None) -> Record:
+def _row(record: Record, step: int, epoch: int | None) -> Record:
     texts = {k: None if record.get(k) is None else str(record[k]) for k in ("measure", "layer", "variable", "by", "note")}
     numbers = {k: number(record.get(k)) for k in ("value", "low", "high")}
     return {

@@ -17,7 +17,7 @@ from werkzeug import Request, Response
 
 from lightning_interp.plugin.loader import SAMPLES
 from lightning_interp.plugin.logged import LoggedEvents, Series, Where
-from lightning_interp.summaries.event_log import PLUGIN_NAME
+from lightning_interp.summaries.event_log import PLUGIN_NAME, without_nan
 
 SCRIPTS = ("index", "dom", "empty", "features", "figures", "overview", "picker", "server", "slider", "table", "theme")
 STATIC = {"/style.css": ("style.css", "text/css"), **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS}}
@@ -117,7 +117,11 @@ def _safe(respond: Callable[[Request], Response]) -> Any:
 
 def _json(answer: Answer, request: Request) -> Response:
     where = Where(plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
-    text = json.dumps(answer(request, where), allow_nan=False, separators=(",", ":"))
+    found = answer(request, where)
+    try:
+        text = json.dumps(found, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # two finite numbers may have no finite difference
+        text = json.dumps(without_nan(found), allow_nan=False, separators=(",", ":"))
     return http_util.Respond(request, text, "application/json")
 
 

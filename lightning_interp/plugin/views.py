@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ DRAWN = 400  # events in the figures over time, of all runs together
 SPREAD = 12  # further events that a heat map looks at, so that its colours mean the same at every step
 PAGE = 500  # records of one answer
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+
+
+_log = logging.getLogger(__name__)
 
 
 class Views:
@@ -165,6 +169,9 @@ def _figure(draw: Callable[[], report.Figure]) -> dict[str, Any]:
         figure = draw()
     except InterpError as problem:
         return {"reason": str(problem)}
+    except Exception as problem:  # records of another program: the other figures are shown
+        _log.exception("a figure could not be drawn")
+        return {"reason": f"This could not be drawn: {type(problem).__name__}: {problem}"}
     return {"data": figure.data, "layout": figure.layout}
 
 

@@ -19,6 +19,7 @@ from lightning_interp.plugin import TabLoader
 from lightning_interp.plugin.loader import SAMPLES
 from lightning_interp.plugin.tab import SCRIPTS, STATIC, Tab
 from lightning_interp.report.theme import THEMES
+from lightning_interp.results import Effect, Share
 from lightning_interp.summaries.event_log import PLUGIN_NAME, VERSION, event_content
 
 HOME = "/data/plugin/lightning_interp"
@@ -232,6 +233,32 @@ def test_what_cannot_be_read_is_said_once_and_the_rest_is_shown(tmp_path):
     }  # fmt: skip
     for step in (10, 30, 40):
         found.ask("event", [".", ""], step=step)
+
+
+def test_numbers_of_any_size_are_answered(tmp_path):
+    with RunWriter(tmp_path) as run:
+        share, effect = Share(1e308, -1e308, -1e308, 1.7e308), Effect(-1e308, -1.7e308, 1.7e308)
+        huge = event(10, contribution={"grass": share}, effect={"grass": effect})
+        run.event(huge)
+        run.raw(b'{"version": 1, "step": 20, "records": [{"measure": "group", "value": 1' + 400 * b"0" + b"}]}")
+        run.raw(b'{"version": 1, "step": 1' + 400 * b"0" + b', "records": []}')
+    found = Routes(tmp_path)
+    history = found.ask("history", [".", ""])
+    assert history["series"][0]["steps"] == [10, 20]
+    assert "whole number" in history["series"][0]["problems"][0]
+    assert found.ask("event", [".", ""], step=10)["figures"]["equation"]["data"]
+    assert found.ask("records", [".", ""], step=20)["records"][0]["value"] is None
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_others(routes, monkeypatch, caplog):
+    def fail(_):
+        raise KeyError("grass")
+
+    monkeypatch.setattr(report, "groups", fail)
+    figures = routes.ask("history", PLAIN)["figures"]
+    assert figures["groups"] == {"reason": "This could not be drawn: KeyError: 'grass'"}
+    assert figures["contributions"]["data"]
+    assert "could not be drawn" in caplog.text
 
 
 def test_a_file_that_ends_within_a_record_shows_what_came_before(tmp_path):
