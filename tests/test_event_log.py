@@ -94,6 +94,8 @@ def test_nan_that_another_program_wrote_is_none():
         ('{"step": 3}', "written in version None"),
         (json.dumps({"version": VERSION + 1, "step": 3, "records": []}), "version 2 .* reads version 1"),
         ('{"version": 1, "step": "3", "records": []}', "`step` should be a whole number"),
+        ('{"version": 1, "step": 1e3, "records": []}', "`step` should be a whole number"),
+        (f'{{"version": 1, "step": {2**53}, "records": []}}', "`step` should be a whole number"),
         ('{"version": 1, "step": 3}', "`records` should be a list"),
         ('{"version": 1, "step": 3, "records": [1]}', "`records` should be a list of objects"),
         ('{"version": 1, "step": 3, "features": {}}', "`features` should be a list"),

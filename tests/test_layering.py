@@ -8,6 +8,7 @@ import pytest
 import lightning_interp
 
 ORDER = [
+    "plugin",
     "cli",
     "demo",
     "callbacks",
