@@ -41,7 +41,8 @@ def write_report(history: Sources, path: str | os.PathLike[str], title: str = "W
     """Write one self-contained HTML file; it opens offline, and prints on A4.
 
     It is 4.8 MB and what the records take: Plotly's JavaScript is in it. It is written to a file beside it and renamed, so that
-    there is never half a report.
+    there is never half a report. Penalties, warnings and discovered features are in a log directory, not in events: see
+    `read_log_directory`.
 
     Args:
         history: events such as `monitor.history`, records or a `Run`; or {run: one of these}, shown side by side.
@@ -82,7 +83,7 @@ def write_report(history: Sources, path: str | os.PathLike[str], title: str = "W
 def page(history: Sources, title: str = "What the model uses") -> str:
     """The report as a string, see `write_report`."""
     found = runs(history)
-    if not any(run.records for run in found.values()):
+    if not any(run.records or run.features for run in found.values()):
         raise InterpError("there is no event yet: nothing to report.")
     suspects = list(dict.fromkeys(name for run in found.values() for name in run.confounders))
     drawn: list[Figure] = []
@@ -130,7 +131,7 @@ def _place(figure: Callable[[], Figure], drawn: list[Figure]) -> str:
 
 
 def _in_short(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figure]) -> str:
-    cards = "".join(_card(name, run, suspects) for name, run in found.items())
+    cards = "".join(_card(name, run, suspects) for name, run in found.items() if run.records)
     return f'<section>{cards}<p class="caveat">{escape(HIDDEN_FACTOR)}</p></section>'
 
 
@@ -219,7 +220,7 @@ def _numbers(found: Mapping[str, Run], suspects: Sequence[str], drawn: list[Figu
         f'<table id="records"><thead><tr>{heads}</tr></thead><tbody>{"".join(f"<tr>{r}</tr>" for r in rows)}</tbody></table>'
     )
     lead = "All records of the last event. A click on a heading sorts."
-    return _section("The numbers", lead, '<button type="button" id="copy">Copy as a table</button>', table)
+    return "" if not rows else _section("The numbers", lead, '<button type="button" id="copy">Copy as a table</button>', table)
 
 
 def _cell(value: object) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lightning_interp.report.features import SAID
 from lightning_interp.report.wording import number, percent
 
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-COLUMNS = ("contribution", "suspicion", "causal", "stability", "flip", "early", "target")
 
 
 def samples_table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -19,13 +19,15 @@ def samples_table(found: Sequence[Mapping[str, Any]]) -> str:
     Args:
         found: the "features" of one event of `DiscoverFeatures`.
     """
-    heads = "".join(f"<th>{escape(h)}</th>" for h in ("feature", *COLUMNS, "strongest", "weakest"))
+    numbers = (f'<th title="{escape(what)}">{escape(head)}</th>' for head, what in SAID.values())
+    heads = f"<th>feature</th><th>share</th>{''.join(numbers)}<th>by group</th><th>strongest</th><th>weakest</th>"
     return f'<table class="samples"><thead><tr>{heads}</tr></thead><tbody>{"".join(map(_row, found))}</tbody></table>'
 
 
 def _row(f: Mapping[str, Any]) -> str:
     name = escape(str(f["name"])) + (f"<br>→ {escape(str(f['promoted']))}" if f.get("promoted") else "")
-    cells = [percent(f.get(c)) if c == "contribution" else number(f.get(c)) for c in COLUMNS]
+    groups = (f"<p>{escape(str(cell))}: {number(value)}</p>" for cell, value in (f.get("groups") or {}).items())
+    cells = [percent(f.get("contribution")), *(number(f.get(key)) for key in SAID), "".join(groups)]
     shown = [_samples(f.get(which)) for which in ("strongest", "weakest")]
     return f"<tr><th>{name}</th>{''.join(f'<td>{c}</td>' for c in (*cells, *shown))}</tr>"
 

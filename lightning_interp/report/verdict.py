@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_interp.report.features import latest
 from lightning_interp.report.run import OWN, Run, finite
 from lightning_interp.report.theme import styles
 from lightning_interp.report.wording import percent
 
 LEANS = 0.25  # share of the output's variance over which a model leans on a confounder
-MOSTLY = 0.5  # share of what is unexplained over which no named variable is said to be used most
 HARDLY = 0.02  # share under which it hardly uses it
 
 
@@ -36,6 +36,9 @@ def verdict(run: Run, confounders: Sequence[str]) -> dict[str, Any]:
         {"name": n, "share": shares[n], "text": percent(shares[n]), "colour": look[n].colour} for n in order if n in shares
     ]
     level, text = _sentence({n: debiased.get(n, shares[n]) for n in named}, shares, suspects)
+    unnamed = _unnamed(run)
+    if unnamed and level != "bad":
+        level, text = "some", unnamed
     return {"step": step, "text": text, "worst": _worst(run), "level": level, "parts": parts}
 
 
@@ -45,13 +48,7 @@ def _sentence(used: Mapping[str, float], shares: Mapping[str, float], confounder
         return "unknown", "What the output is made of was not measured."
     if not confounders:
         first = max(used, key=lambda n: shares[n])
-        rest, share = shares.get("unexplained", 0.0), percent(shares[first])
-        if rest > MOSTLY:
-            return (
-                "unknown",
-                f"Mostly unexplained: {percent(rest)} of the output's variance. Of what has a name, most is {first}: {share}.",
-            )
-        return "unknown", f"Uses {first} most: {share} of the output's variance."
+        return "unknown", f"Of what is named, uses {first} most: {percent(shares[first])} of the output's variance."
     worst = max(confounders, key=lambda n: used[n])
     share = f"{percent(shares[worst])} of the output's variance"
     if used[worst] > LEANS:
@@ -60,6 +57,17 @@ def _sentence(used: Mapping[str, float], shares: Mapping[str, float], confounder
         return "some", f"Uses {worst} in part: {share}."
     others = "" if len(confounders) == 1 else ", most of the confounders"
     return "good", f"Hardly uses {worst}: {share}{others}."
+
+
+def _unnamed(run: Run) -> str:
+    """The feature without a name that makes most of the output, where that is much."""
+    found = [
+        f for event in latest(run).values() for f in event["features"] if not f.get("promoted") and finite(f["contribution"])
+    ]
+    top = max(found, key=lambda f: f["contribution"], default=None)
+    if top is None or top["contribution"] <= LEANS:
+        return ""
+    return f"Uses {top['name']}, which nobody has named: {percent(top['contribution'])} of the output's variance."
 
 
 def _worst(run: Run) -> str:

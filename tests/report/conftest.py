@@ -24,6 +24,7 @@ class Tab:
 
     def __init__(self, browser, **settings):
         self.context = browser.new_context(offline=True, **settings)
+        self.context.set_default_timeout(120_000)  # a busy machine takes its time
         self.page = self.context.new_page()
         self.problems = []
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)

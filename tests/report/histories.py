@@ -54,7 +54,16 @@ def discovered(step=10, layer="enc.0", name="feature 1"):
         {"kind": "text", "texts": [EVIL]},
         {"kind": "rows", "columns": [EVIL], "rows": [[1.5]]},
     ]
-    numbers = {"causal": None, "stability": 0.9, "flip": None, "early": 0.2, "target": 0.4, "groups": {"grass=1": 1.0}}
+    numbers = {
+        "causal": None,
+        "stability": 0.9,
+        "flip": None,
+        "early": 0.2,
+        "target": 0.4,
+        "groups": {"grass=1": 1.0},
+        "clarity": 0.8,
+        "prevalence": 0.5,
+    }
     found = [
         {
             "name": f"{name}{i}",

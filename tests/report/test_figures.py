@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_interp import report, to_records
+from lightning_interp.discovery.features import FeatureEvent
 from lightning_interp.errors import InterpError
 from lightning_interp.events import Effect, Event, Share
 from lightning_interp.report.contributions import widths
@@ -214,6 +215,17 @@ def test_features_stand_in_the_order_of_their_suspicion():
         report.features([discovered(10)], step=5)
 
 
+def test_the_history_of_a_discovery_draws_what_it_logged():
+    logged = discovered()
+    event = FeatureEvent.from_dict({"n": 120, "weights": "balanced", "notes": [], **logged})
+    assert report.features([event]).data == report.features([logged]).data
+
+
+def test_a_layer_where_nothing_was_found_is_no_hindrance():
+    empty = {**discovered(layer="empty"), "features": [], "unexplained": None, "unnamed": None}
+    assert report.features([empty, discovered()]).data[0]["x"] == []
+
+
 # --- several runs -----------------------------------------------------------------------------------------------------
 
 
@@ -323,11 +335,7 @@ def test_escaped_text_comes_back(text):
     assert not set(escape(text)) & set("<>")
 
 
-@given(
-    st.recursive(
-        st.text() | st.floats(allow_nan=False, allow_infinity=False), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
-    )
-)
+@given(st.dictionaries(st.text(), st.lists(st.text() | st.floats(allow_nan=False, allow_infinity=False)), max_size=5))
 def test_json_in_a_script_ends_no_script_and_comes_back(plain):
     text = script_json(plain)
     assert not set(text) & set("<>&\u2028\u2029")
@@ -389,7 +397,7 @@ def test_confounders_are_known_from_their_penalties_too():
         (0.6, "bad", "Leans on grass: 60.0 % of the output's variance."),
         (0.2, "some", "Uses grass in part: 20.0 % of the output's variance."),
         (0.02, "good", "Hardly uses grass: 2.0 % of the output's variance."),
-        (None, "unknown", "Uses digit most: 10.0 % of the output's variance."),
+        (None, "unknown", "Of what is named, uses digit most: 10.0 % of the output's variance."),
     ],
 )
 def test_the_verdict_names_the_biggest_confounder(share, level, text):
@@ -398,6 +406,20 @@ def test_the_verdict_names_the_biggest_confounder(share, level, text):
     assert (found["level"], found["text"]) == (level, text)
     assert found["worst"] == "Worst group: 51.0 % right (grass=1)."
     assert found["parts"][-1]["name"] == "unexplained"
+
+
+def test_the_verdict_names_a_feature_that_nobody_has_named():
+    features = [
+        {**discovered(), "features": [{**f, "contribution": 0.4 * f["contribution"] / 0.1} for f in discovered()["features"]]}
+    ]
+    run = report.Run(to_records(history(0.01)), confounders=["grass"], features=features)
+    found = report.verdict(run, run.confounders)
+    assert found["text"] == "Uses feature 10, which nobody has named: 40.0 % of the output's variance."
+    assert found["level"] == "some"
+    leaning = report.Run(to_records(history(0.6)), confounders=["grass"], features=features)
+    assert report.verdict(leaning, ["grass"])["level"] == "bad"
+    named = [{**features[0], "features": [{**f, "promoted": "grass"} for f in features[0]["features"]]}]
+    assert report.verdict(report.Run(run.records, features=named), ["grass"])["level"] == "good"
 
 
 # --- notebooks --------------------------------------------------------------------------------------------------------

@@ -93,6 +93,13 @@ def test_an_event_of_layers_only_is_reported():
     assert text.count('class="figure"') == 1
 
 
+def test_a_run_with_nothing_but_features_is_reported():
+    text = page(report.Run([], features=[discovered(), {**discovered(layer="b"), "features": []}]))
+    assert "Features without a name" in text
+    assert "<p>grass=1: 1.00</p>" in text
+    assert 'id="records"' not in text
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 

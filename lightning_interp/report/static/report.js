@@ -32,9 +32,9 @@ const sort = (head) => {
   });
   table.tBodies[0].append(...rows);
 };
-table.tHead.addEventListener("click", (event) => { if (event.target.closest("th")) sort(event.target.closest("th")); });
-table.tHead.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(event.target.closest("th")); });
-document.getElementById("copy").addEventListener("click", async (event) => {
+table?.tHead.addEventListener("click", (event) => { if (event.target.closest("th")) sort(event.target.closest("th")); });
+table?.tHead.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(event.target.closest("th")); });
+document.getElementById("copy")?.addEventListener("click", async (event) => {
   const lines = [...table.rows].map((row) => [...row.cells].map((cell) => cell.dataset.value ?? cell.textContent).join("\t"));
   const area = Object.assign(document.createElement("textarea"), { value: lines.join("\n") });
   document.body.append(area);
