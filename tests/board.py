@@ -99,6 +99,7 @@ def environment(folder):
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lightning-interp-tab\nVersion: 0\n")
         (info / "entry_points.txt").write_text(f"[tensorboard_plugins]\n{ENTRY_POINT}\n")
         paths.append(str(folder))
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 

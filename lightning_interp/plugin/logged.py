@@ -134,10 +134,10 @@ class LoggedEvents:
                 self._kept.popitem(last=False)
             return before[1]
 
-    def glimpse(self, where: Where, series: Series, tag: str) -> Log:
+    def glimpse(self, where: Where, series: Series, tag: str, most: int | None = None) -> Log:
         """The log where it is parsed already, else what was written last alone: what can be shown at once."""
         if (where.experiment, series.run, tag) in self._kept:
-            return self.log(where, series, tag)
+            return self.log(where, series, tag, most)
         only = RunTagFilter(runs=[series.run], tags=[tag])
         asked = {"experiment_id": where.experiment, "plugin_name": PLUGIN_NAME, "run_tag_filter": only}
         return _log(self._provider.read_tensors(where.ctx, downsample=1, **asked).get(series.run, {}).get(tag, []), ())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -84,9 +85,9 @@ class Views:
         found: dict[str, report.Run] = {}
         spread: dict[str, report.Run] = {}
         answers: list[dict[str, Any]] = []
+        index = self._logged.index(where)
         for label, series in zip(_labels(chosen), chosen):
-            read = self._logged.glimpse if step >= LATEST else self._logged.log
-            log = read(where, series, event_tag(series.prefix))
+            log = self._upto(where, series, event_tag(series.prefix), step)
             moment = log.at(step)
             if moment is None:
                 answers.append({"id": list(series), "label": label, "step": None})
@@ -94,11 +95,12 @@ class Views:
             content = moment.content()
             confounders = self._confounders(where, series, log)
             found[label] = _run([moment], moment, confounders)
+            unnamed, _ = self._discovered(where, series, index.get(series, ()), step)
             spread[label] = _run(_spread(log, moment), moment, confounders, measure)
             answers.append(
                 {"id": list(series), "label": label, "step": moment.step, "epoch": moment.epoch,
                  "equation": str(content.get("equation", "")), "notes": _texts(content.get("notes")),
-                 "alarms": list(moment.alarms), "verdict": verdict(found[label], confounders)}
+                 "alarms": list(moment.alarms), "verdict": verdict(replace(found[label], features=unnamed), confounders)}
             )  # fmt: skip
         return {
             "series": answers,
@@ -122,14 +124,8 @@ class Views:
         answers, problems = [], []
         index = self._logged.index(where)
         for label, series in zip(_labels(chosen), chosen):
-            layers = [layer for tag in index.get(series, {}) if (layer := layer_of(tag)) is not None]
-            events = []
-            for layer in layers:
-                log = self._logged.log(where, series, features_tag(layer, series.prefix), FEATURES)
-                problems += [f"{label}, {layer}: {problem}" for problem in log.problems]
-                moment = log.at(step)
-                if moment is not None:
-                    events.append(_discovered(moment, layer))
+            events, said = self._discovered(where, series, index.get(series, ()), step)
+            problems += [f"{label}, {problem}" for problem in said]
             if events:
                 found[label] = report.Run((), features=events)
                 answers += [{"label": label, **event} for event in events]
@@ -138,6 +134,25 @@ class Views:
             "problems": problems,
             "figures": {"features": _figure(lambda: report.features(found)) if found else None},
         }
+
+    def _upto(self, where: Where, series: Series, tag: str, step: int, most: int | None = None) -> Log:
+        """A log that holds the last event not after a step; of the newest no more than that need be read."""
+        if step >= LATEST:
+            return self._logged.glimpse(where, series, tag, most)
+        return self._logged.log(where, series, tag, most)
+
+    def _discovered(
+        self, where: Where, series: Series, tags: Iterable[str], step: int
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """What was discovered by a step, layer by layer, and what could not be read."""
+        events, problems = [], []
+        for layer in filter(None, map(layer_of, tags)):
+            log = self._upto(where, series, features_tag(layer, series.prefix), step, FEATURES)
+            problems += [f"{layer}: {problem}" for problem in log.problems]
+            moment = log.at(step)
+            if moment is not None:
+                events.append(_discovered(moment, layer))
+        return events, problems
 
     def _confounders(self, where: Where, series: Series, log: Log) -> list[str]:
         """As declared; from the penalties where an older log does not say."""

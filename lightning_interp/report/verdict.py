@@ -11,7 +11,6 @@ from lightning_interp.report.theme import styles
 from lightning_interp.report.wording import percent
 
 LEANS = 0.25  # share of the output's variance over which a model leans on a confounder
-MOSTLY = 0.5  # share of what is unexplained over which no named variable is said to be used most
 HARDLY = 0.02  # share under which it hardly uses it
 
 
@@ -49,13 +48,7 @@ def _sentence(used: Mapping[str, float], shares: Mapping[str, float], confounder
         return "unknown", "What the output is made of was not measured."
     if not confounders:
         first = max(used, key=lambda n: shares[n])
-        rest, share = shares.get("unexplained", 0.0), percent(shares[first])
-        if rest > MOSTLY:
-            return (
-                "unknown",
-                f"Mostly unexplained: {percent(rest)} of the output's variance. Of what has a name, most is {first}: {share}.",
-            )
-        return "unknown", f"Uses {first} most: {share} of the output's variance."
+        return "unknown", f"Of what is named, uses {first} most: {percent(shares[first])} of the output's variance."
     worst = max(confounders, key=lambda n: used[n])
     share = f"{percent(shares[worst])} of the output's variance"
     if used[worst] > LEANS:

@@ -182,6 +182,17 @@ def test_features_come_with_their_samples(routes):
     assert routes.ask("features", SUPPRESSED, step=25) == {"series": [], "problems": [], "figures": {"features": None}}
 
 
+@pytest.mark.parametrize("step", [10, 2**53 - 1])
+def test_a_large_feature_that_nobody_has_named_is_the_verdict(tmp_path, step):
+    with RunWriter(tmp_path) as run:
+        run.event(event(10, 0.0))
+        content = features(10)
+        content["features"][0]["contribution"] = 0.75
+        run.features(content)
+    said = Routes(tmp_path).ask("event", [".", ""], step=step)["series"][0]["verdict"]
+    assert (said["level"], said["text"]) == ("some", "Uses feature 3, which nobody has named: 75.0 % of the output's variance.")
+
+
 def test_names_are_escaped_in_what_plotly_reads_and_only_there(routes):
     hostile = [HOSTILE.replace("/", "-"), ""]
     figures = {**routes.ask("history", hostile)["figures"], **routes.ask("event", hostile, step=5)["figures"]}

@@ -397,7 +397,7 @@ def test_confounders_are_known_from_their_penalties_too():
         (0.6, "bad", "Leans on grass: 60.0 % of the output's variance."),
         (0.2, "some", "Uses grass in part: 20.0 % of the output's variance."),
         (0.02, "good", "Hardly uses grass: 2.0 % of the output's variance."),
-        (None, "unknown", "Uses digit most: 10.0 % of the output's variance."),
+        (None, "unknown", "Of what is named, uses digit most: 10.0 % of the output's variance."),
     ],
 )
 def test_the_verdict_names_the_biggest_confounder(share, level, text):
