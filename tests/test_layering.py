@@ -8,6 +8,8 @@ import pytest
 import lightning_interp
 
 ORDER = [
+    "plugin",
+    "cli",
     "demo",
     "callbacks",
     "editing",
@@ -41,6 +43,7 @@ ORDER = [
     "collection",
     "metrics",
     "activations",
+    "progress",
     "processes",
     "functional",
     "variables",
