@@ -82,7 +82,7 @@ class ByScikitLearn(Dictionary):
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def fit(self, h: Tensor, starts: Tensor, seed: int) -> Linear:
+    def fit(self, h: Tensor, starts: Tensor, named: Tensor, seed: int) -> Linear:
         x = h.double().numpy()
         model = copy.deepcopy(self.model).set_params(random_state=seed).fit(x.clip(0) if isinstance(self.model, NMF) else x)
         every = Linear(model, torch.arange(model.n_components), torch.zeros(model.n_components))

@@ -10,6 +10,7 @@ import base64
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightning_interp as interp
@@ -32,7 +33,7 @@ def checked(model, seed, promoted):
     """On the test digits: what the true labels and the exact intervention say, and how often the promoted label is right."""
     batches = list(GrassyDigitsData(seed=seed).test_dataloader())
     event = interp.explain(model, batches, [DIGIT, GRASS], measures=["contribution", "groups", "intervention"], **PLACES)
-    agreement = sum((promoted.read(b)[0] == b["grass"]).double().mean().item() for b in batches) / len(batches)
+    agreement = torch.cat([promoted.read(b)[0] == b["grass"] for b in batches]).double().mean().item()
     return {
         "worst group": event.groups.worst_accuracy,
         "do(grass), logits": event.intervention["grass"].value,

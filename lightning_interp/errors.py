@@ -70,3 +70,14 @@ def nearest(name: str, known: Iterable[object], count: int = 3) -> str:
         return " Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     shown = ", ".join(f"'{n}'" for n in names[: max(count, 8)])
     return f" Known: {shown}{', …' if len(names) > max(count, 8) else ''}."
+
+
+def at_least(value: int, least: int, argument: str) -> int:
+    """A whole number of a size.
+
+    Raises:
+        InterpError: it is none, or smaller.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InterpError(f"`{argument}` expects a whole number of {least} or more, got {value!r}.")
+    return value

@@ -14,14 +14,14 @@ from lightning_interp.activations.select import module_names
 from lightning_interp.batches import Inputs, Place
 from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
-from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, nearest
+from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, at_least, nearest
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, contributions, equation, groups
 from lightning_interp.passes import OWN_PASS, OwnPasses, Replay, Shown, read_examples
-from lightning_interp.probe import Probe, at_least
+from lightning_interp.probe import Probe
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
 from lightning_interp.results import Score

@@ -14,7 +14,7 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of
 from lightning_interp.batches import Inputs, moved
 from lightning_interp.collection import Rows
-from lightning_interp.errors import InterpError, InterpWarning
+from lightning_interp.errors import InterpError, InterpWarning, at_least
 from lightning_interp.passes import Caller, own_pass
 from lightning_interp.processes import world
 from lightning_interp.progress import bar
@@ -166,14 +166,3 @@ class Probe(ABC):
             self._said.add(key or text)
             if world()[0] == 0:
                 warnings.warn(text, InterpWarning, stacklevel=4)
-
-
-def at_least(value: int, least: int, argument: str) -> int:
-    """A whole number of a size.
-
-    Raises:
-        InterpError: it is none, or smaller.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InterpError(f"`{argument}` expects a whole number of {least} or more, got {value!r}.")
-    return value

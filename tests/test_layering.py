@@ -26,6 +26,7 @@ ORDER = [
     "training_steps",
     "penalties",
     "running_pattern",
+    "shown_pattern",
     "training_design",
     "cell_moments",
     "report",

@@ -9,9 +9,22 @@ from lightning_interp.discovery.rows import Rows
 from lightning_interp.functional.direction import ridge_filter
 from lightning_interp.functional.outputs import Explained
 from lightning_interp.functional.shares import MAX_LMG, Spread, lmg
+from lightning_interp.functional.splits import LEFT
 
 MIN_SAMPLES = 60  # on either half; fewer say nothing about a feature
+STILL = 1e-20  # variance over mean square, under which something is constant but for rounding
 MIN_WRONG = 5  # samples of a class that the model gets wrong, and as many right
+
+
+def obstacle(rows: Rows) -> str | None:
+    """Why nothing can be found in a probe set, or None."""
+    least = min(int(rows.fitting.sum()), int((~rows.fitting).sum()))
+    if least < MIN_SAMPLES:
+        return f"{least} distinct samples in a half, {MIN_SAMPLES} are needed"
+    for what, x in (("output", rows.explained.output[~rows.fitting]), ("activation", rows.h[rows.fitting])):
+        if float(x.var(0, unbiased=False).sum()) <= STILL * float((x**2).mean(0).sum()):
+            return f"the {what} does not vary over the probe set"
+    return None
 
 
 def contributions(rows: Rows, codes: Tensor, most: int) -> tuple[list[int], list[float]]:
@@ -26,16 +39,19 @@ def contributions(rows: Rows, codes: Tensor, most: int) -> tuple[list[int], list
         most: features to choose, 10 at most.
     """
     marginal = _spread(rows, codes, rows.fitting)
-    r2 = (marginal.zo**2).sum(1) / marginal.zz.diagonal().clamp_min(1e-12 * float(marginal.zz.diagonal().max()) + 1e-300)
+    r2 = (marginal.zo**2).sum(1)  # the codes are in units of their own spread
     chosen = sorted(r2.argsort(descending=True, stable=True)[: min(most, MAX_LMG)].tolist())
     s = _spread(rows, codes[:, chosen], ~rows.fitting)
-    return chosen, lmg(s, [slice(i, i + 1) for i in range(len(chosen))])
+    return chosen, [max(0.0, share) for share in lmg(s, [slice(i, i + 1) for i in range(len(chosen))])]
 
 
 def _spread(rows: Rows, codes: Tensor, where: Tensor) -> Spread:
-    """Second moments of residual codes and residual outputs, over the variance of the whole output."""
+    """Second moments of residual codes, in units of their spread, and residual outputs, over the whole output's variance."""
     share = (rows.weight[where] / rows.weight[where].sum()).unsqueeze(1)
     u, o = rows.residual(codes, where), rows.residual(rows.explained.output, where)
+    spread, whole = (share * u**2).sum(0).sqrt(), codes[where].std(0, unbiased=False)
+    rounding = STILL**0.5 * (codes[where] ** 2).mean(0).sqrt()
+    u = torch.where(spread > torch.maximum(LEFT * whole, rounding), u / spread, 0)
     total, _ = rows.unexplained(rows.explained.output, where)
     return Spread(u.T @ (share * u), u.T @ (share * o), total)
 

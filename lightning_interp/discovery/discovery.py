@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.quiet import random_state
+from lightning_interp.activations.select import find_module
 from lightning_interp.batches import Inputs, Place, load_function
 from lightning_interp.collection import Rows as BatchRows
 from lightning_interp.discovery.assessment import (
-    MIN_SAMPLES,
     by_cell,
     contributions,
     flips,
+    obstacle,
     relation,
     sides,
     useful_directions,
@@ -29,27 +30,28 @@ from lightning_interp.discovery.identity import Identities, Match
 from lightning_interp.discovery.promotion import FeatureLabel
 from lightning_interp.discovery.rows import Rows, joined
 from lightning_interp.discovery.samples import find_samples, shown
-from lightning_interp.errors import InterpError, LayerError, VariableError, nearest
+from lightning_interp.errors import InterpError, LayerError, VariableError, at_least, nearest
 from lightning_interp.functional.shares import MAX_LMG
 from lightning_interp.functional.splits import clarity
 from lightning_interp.passes import Replay
-from lightning_interp.probe import Probe, at_least
-from lightning_interp.processes import world
+from lightning_interp.probe import Probe
+from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
 from lightning_interp.variables import Confounder, Variable, check_labelled, check_variables
 from lightning_interp.watcher import Watch
 
 STATE_VERSION = 1
+SAME_WEIGHTS = 1e-9  # change of their sum over the sum of their sizes: rounding on another device
 CHECKED = 3  # features that are deleted from the layer to see what goes: each costs one run of what stands above it
 
 
 class Found(NamedTuple):
-    """The code of the last event, and which of its columns is which feature."""
+    """The code of the last event, which of its columns is which feature, and of which weights it is."""
 
     code: Code
     names: tuple[str, ...]
     reversed: tuple[bool, ...]
-    extremes: dict[str, tuple[Tensor, Tensor]]
+    weights: tuple[float, float]
 
 
 class Discovery(Probe):
@@ -135,6 +137,7 @@ class Discovery(Probe):
         self._identities = Identities()
         self._found: Found | None = None
         self._rows: list[BatchRows] = []
+        self._beyond = 0
         self._level_names: dict[int, dict[float, str]] = {}
         self._replay = Replay(self.max_samples)
         if model is not None:
@@ -146,6 +149,8 @@ class Discovery(Probe):
         Raises:
             LayerError: the layer or the output is no one submodule of it.
         """
+        if "*" not in self.layer:
+            find_module(model, self.layer, "layer")
         super().bind(model)
         if len(self._watcher.layers) != 1:
             found = ", ".join(list(self._watcher.layers)[:4])
@@ -162,6 +167,7 @@ class Discovery(Probe):
         """Forget the rows seen since the last event."""
         super().restart()
         self._rows = []
+        self._beyond = 0
         self._replay.clear()
 
     def _take(self, watch: Watch, rows: BatchRows) -> None:
@@ -172,6 +178,7 @@ class Discovery(Probe):
         if self.window is not None:
             self._rows = self._rows[-(self.window - 1) :] if self.window > 1 else []
         elif sum(len(r.keep) for r in self._rows) >= most:
+            self._beyond += len(rows.keep)
             return
         self._rows.append(rows)
         self._replay.add(watch.batch, rows.keep, rows.finite, self.window)
@@ -206,20 +213,29 @@ class Discovery(Probe):
         rows, notes = joined(
             self._rows, self.layer_name, self.variables, self._level_names, self.weights, self.seed, self._skipped
         )
-        notes += [n for n in (self._replay.note(),) if n]
+        notes += [n for n in (self._replay.note(), self._cut_off()) if n]
+        event = FeatureEvent(step, epoch, self.layer_name, len(rows.key), rows.weights.mode, None, None)
+        why = obstacle(rows)
+        if why:
+            return replace(event, notes=(*notes, f"discovery withheld: {why}"))
         total, left = rows.unexplained(rows.explained.output, ~rows.fitting)
-        event = FeatureEvent(step, epoch, self.layer, len(rows.key), rows.weights.mode, None, None, notes=tuple(notes))
-        least = min(int(rows.fitting.sum()), int((~rows.fitting).sum()))
-        if least < MIN_SAMPLES:
-            return replace(event, notes=(*notes, f"discovery withheld: {least} samples in a half, {MIN_SAMPLES} are needed"))
-        if total <= 0:
-            return replace(event, notes=(*notes, "discovery withheld: the output does not vary over the probe set"))
-        code = self.dictionary.fit(rows.h[rows.fitting], useful_directions(rows), self.seed)
+        unexplained = left / total
+        half = rows.fitting
+        code = self.dictionary.fit(rows.h[half], useful_directions(rows), rows.z[half], self.seed)
+        event = replace(event, unexplained=unexplained, unnamed=unexplained)
+        if not len(code.threshold):
+            self._found = Found(code, (), (), _fingerprint(self._watcher.model))
+            self._identities.remember(rows.key, {}, {})
+            return replace(event, notes=(*notes, f"no feature found at '{self.layer_name}'"))
         chosen, shares = contributions(rows, code.codes(rows.h), self.features)
         code = code.select(torch.tensor(chosen))
         codes = code.codes(rows.h)
         clear = clarity(codes[~rows.fitting], code.threshold)
         has = codes > code.threshold
+        if not self._identities.comparable(rows.key):
+            notes.append(
+                "features are named anew: the samples are not those of the last event; `sample_id` says which they are"
+            )
         matches = self._identities.match(rows.key, has)
         turned = torch.tensor([m.reversed for m in matches])
         codes, has = torch.where(turned, 1 - codes, codes), has ^ turned
@@ -230,15 +246,21 @@ class Discovery(Probe):
         found = [replace(f, suspicion=_suspicion(f)) for f in found]
         order = sorted(range(len(found)), key=lambda j: -found[j].suspicion)
         gone = self._deleted(rows, has, order[:CHECKED])
-        extremes = self._extremes(rows, codes, found)
-        pictures = self._pictures(extremes)
+        pictures = self._pictures(self._extremes(rows, codes, found))
         ranked = tuple(replace(found[j], causal=gone.get(j), **pictures.get(found[j].name, {})) for j in order)
-        self._found = Found(code, tuple(f.name for f in found), tuple(turned.tolist()), extremes)
+        now = _fingerprint(self._watcher.model)
+        self._found = Found(code, tuple(f.name for f in found), tuple(turned.tolist()), now)
         self._identities.remember(
             rows.key, {f.name: has[:, j] for j, f in enumerate(found)}, {f.name: f.contribution for f in found}
         )
-        unexplained = left / total
-        return replace(event, unexplained=unexplained, unnamed=unexplained - sum(shares), features=ranked)
+        return replace(event, unnamed=max(0.0, unexplained - sum(shares)), features=ranked, notes=tuple(notes))
+
+    def _cut_off(self) -> str | None:
+        beyond = sum(gathered(self._beyond))
+        if not beyond:
+            return None
+        first = f"only the first {self.max_samples} samples count, {beyond} came after them"
+        return f"{first}: shuffle the data, or raise `max_samples`"
 
     @property
     def layer_name(self) -> str:
@@ -272,21 +294,27 @@ class Discovery(Probe):
         ]
 
     def _deleted(self, rows: Rows, has: Tensor, which: Sequence[int]) -> dict[int, float | None]:
-        layer = self._watcher.layers[self.layer_name]
+        model, name = self._watcher.model, self.layer_name
+        layer, task = self._watcher.layers[name], rows.explained.task
         erasers = [eraser(rows, has[:, j]) for j in which]
-        task = rows.explained.task
-        found = deletions(self._caller(), self.layer_name, layer, erasers, task, self._reader, self._replay, rows)
+        try:
+            found = deletions(self._caller(), name, layer, erasers, task, self._reader, self._replay, rows)
+        except InterpError:
+            raise
+        except Exception as problem:  # the user's network, called by us: it may raise anything
+            raise InterpError(
+                f"`inputs` expects what the model is called with in a pass of its own; {type(model).__name__} could not be "
+                f"called with what was picked from the batch: {type(problem).__name__}: {problem}"
+            ) from problem
         return dict(zip(which, found))
 
     def _extremes(self, rows: Rows, codes: Tensor, found: Sequence[Feature]) -> dict[str, tuple[Tensor, Tensor]]:
         """Keys of the strongest and the weakest samples of each feature."""
         most = min(self.show, len(rows.key) // 2)
+        if not most:
+            return {}
         order = codes.argsort(dim=0, descending=True, stable=True)
-        return (
-            {f.name: (rows.key[order[:most, j]], rows.key[order[-most:, j].flip(0)]) for j, f in enumerate(found)}
-            if most
-            else {}
-        )
+        return {f.name: (rows.key[order[:most, j]], rows.key[order[-most:, j].flip(0)]) for j, f in enumerate(found)}
 
     def _pictures(self, extremes: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, Any]]:
         if not extremes:
@@ -321,16 +349,21 @@ class Discovery(Probe):
             raise InterpError("`promote`: there was no event with features yet; train, or call `event` first.")
         if feature not in self._found.names:
             raise VariableError(
-                f"`feature={feature!r}` is not in the last event, which has {', '.join(self._found.names)}."
+                f"`feature={feature!r}` is not in the last event, which has {', '.join(self._found.names) or 'none'}."
                 f"{nearest(feature, self._found.names)}"
             )
         if kind not in ("binary", "continuous"):
             raise VariableError(f"`kind={kind!r}` is none of binary, continuous.{nearest(kind, ['binary', 'continuous'])}")
+        model = self._watcher.model
+        (before, size), (now, _) = self._found.weights, _fingerprint(model)
+        if abs(now - before) > SAME_WEIGHTS * size:
+            self.say(
+                f"the network was trained on since '{feature}' was found at step {self.history[-1].step}: it may be read less "
+                "well now; promote right after an event."
+            )
         j = self._found.names.index(feature)
         code = self._found.code.select(torch.tensor([j]))
-        label = FeatureLabel(
-            self._watcher.model, self.layer_name, code, self.inputs, self.pooling, self._found.reversed[j], kind == "binary"
-        )
+        label = FeatureLabel(model, self.layer_name, code, self.inputs, self.pooling, self._found.reversed[j], kind == "binary")
         confounder = Confounder(name, label=label, kind="binary" if kind == "binary" else "continuous")
         self.promoted[feature] = name
         if self.history:
@@ -352,7 +385,12 @@ class Discovery(Probe):
             "promoted": dict(self.promoted),
             "found": None
             if found is None
-            else {"code": code_state(found.code), "names": list(found.names), "reversed": list(found.reversed)},
+            else {
+                "code": code_state(found.code),
+                "names": list(found.names),
+                "reversed": list(found.reversed),
+                "weights": list(found.weights),
+            },
             "said": sorted(self._said),
             "committed": self._ever_committed,
         }
@@ -376,7 +414,16 @@ class Discovery(Probe):
         self._ever_committed = state["committed"]
         found = state["found"]
         if found is not None:
-            self._found = Found(code_of(found["code"]), tuple(found["names"]), tuple(found["reversed"]), {})
+            names, turned = tuple(found["names"]), tuple(found["reversed"])
+            self._found = Found(code_of(found["code"]), names, turned, tuple(found["weights"]))
+
+
+def _fingerprint(model: nn.Module) -> tuple[float, float]:
+    """Sum of the weights, and of their sizes: another one after any step of training."""
+    found = [p.detach() for p in model.parameters() if p.is_floating_point()]
+    found = [p.cpu() if p.device.type == "mps" else p for p in found]  # which has no float64
+    sums = [(p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, 1, dtype=torch.float64)) for p in found]
+    return float(sum(float(s) for s, _ in sums)), float(sum(float(size) for _, size in sums))
 
 
 def _suspicion(f: Feature) -> float:

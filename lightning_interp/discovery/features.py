@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 
@@ -77,8 +77,12 @@ class FeatureEvent:
     cost_seconds: float = 0.0
 
     def __getitem__(self, name: str) -> Feature:
-        """The feature of a name."""
-        return next(f for f in self.features if f.name == name)
+        """The feature of a name.
+
+        Raises:
+            KeyError: it is not in the event.
+        """
+        return {f.name: f for f in self.features}[name]
 
     def scalars(self) -> dict[str, float]:
         """`discovery/{layer}/{feature}` and `…/unnamed`: shares of the output's variance."""
@@ -92,7 +96,7 @@ class FeatureEvent:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint or a log."""
-        return {**asdict(self), "features": [asdict(f) for f in self.features], "notes": list(self.notes)}
+        return {**vars(self), "features": [dict(vars(f)) for f in self.features], "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> FeatureEvent:
@@ -120,8 +124,3 @@ class FeatureEvent:
 
 def _title(f: Feature) -> str:
     return f.name if f.promoted is None else f"{f.name} ({f.promoted})"
-
-
-def names(features: Iterable[Feature]) -> list[str]:
-    """Their names, in order."""
-    return [f.name for f in features]

@@ -50,7 +50,9 @@ class Identities:
         """
         old = list(self._known)
         corr = torch.stack([_agreement(*self._known[name], key, has) for name in old]) if old else torch.zeros(0, has.shape[1])
-        pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(-corr.abs().numpy())[::-1])))
+        # What cannot be the same counts for nothing: two poor matches must not cost a good one.
+        worth = torch.where(corr.abs() >= SAME, corr.abs(), 0)
+        pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(-worth.numpy())[::-1])))
         out = []
         for j in range(has.shape[1]):
             r = float(corr[pairs[j], j]) if j in pairs else 0.0
@@ -61,6 +63,10 @@ class Identities:
                 out.append(Match(f"feature {self._given}", None, False))
         return out
 
+    def comparable(self, key: Tensor) -> bool:
+        """Whether enough samples are those of earlier events, so that features can keep their names."""
+        return not self._known or any(int(torch.isin(then, key).sum()) >= MIN_SHARED for then, _ in self._known.values())
+
     def remember(self, key: Tensor, has: Mapping[str, Tensor], shares: Mapping[str, float]) -> None:
         """Take in an event.
 
@@ -69,7 +75,7 @@ class Identities:
             has: {name: who has it, bool `[n]`}.
             shares: {name: its contribution}.
         """
-        fresh = {name: (key, bits) for name, bits in has.items()}
+        fresh = {name: (key, bits.clone()) for name, bits in has.items()}
         older = {name: found for name, found in self._known.items() if name not in fresh}
         self._known = dict(list({**fresh, **older}.items())[:REMEMBERED])
         for name, share in shares.items():

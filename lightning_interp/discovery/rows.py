@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_interp.collection import Rows as BatchRows
-from lightning_interp.errors import ProbeSetError
+from lightning_interp.errors import LayerError, ProbeSetError
 from lightning_interp.functional.coding import Design, code
 from lightning_interp.functional.outputs import Explained, explain_output
 from lightning_interp.functional.sampling import uniform
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
         weight: of each row; they sum to 1.
         weights: as used, with the cells.
         design: the coding.
-        target: the task's label `[n]`, or None.
+        target: the task's label `[n]`; None where there is none, or several for each sample.
         key: `[n]`, int64.
         fitting: rows that features are found on, bool `[n]`; the others judge.
     """
@@ -80,19 +80,26 @@ def joined(
 
     Raises:
         ProbeSetError: there is no usable row.
+        LayerError: the layer never ran.
         VariableError: a variable cannot be coded.
     """
-    usable = [r.kept() for r in batches if bool(r.finite) and layer in r.layers]
+    finite = [r for r in batches if bool(r.finite)]
+    usable = [r.kept() for r in finite if layer in r.layers]
     columns = [(r.values, r.output, r.target, r.key, r.source, r.layers[layer]) for r in usable]
     mine = [tuple(None if t is None else t.cpu() for t in column) for column in columns]
     printed: dict[str, dict[float, str]] = {}
     parts: list[Any] = []
-    for theirs, levels in gathered((mine, level_names)):
+    bad = ran = 0
+    for theirs, levels, left_out, seen in gathered((mine, level_names, skipped + len(batches) - len(finite), len(finite))):
         parts += theirs
+        bad, ran = bad + left_out, ran + seen
         for j, known in levels.items():
             printed.setdefault(variables[j].name, {}).update(known)
+    if ran and not parts:
+        raise LayerError(f"`layer`: '{layer}' never ran in a watched step, or returned no tensor with one row per sample.")
     if not sum(len(part[3]) for part in parts):
-        raise ProbeSetError("the probe set is empty: no batch had finite outputs and activations.", skipped)
+        left = f"; {bad} were left out." if bad else "."
+        raise ProbeSetError(f"the probe set is empty: no batch had labels and finite outputs and activations{left}", bad)
     values, raw, target, key, source, h = (_stacked(column) for column in zip(*parts))
     key, first = first_of_each(key)
     target, source = (None if t is None else t[first] for t in (target, source))
@@ -102,9 +109,10 @@ def joined(
     design = code(values, count, [v.name for v in variables], [v.kind for v in variables], printed)
     weighed = sample_weights(design, values, count, weights)
     fitting = uniform(key if source is None else source, seed, 0) < 0.5
-    target = target if target is not None and target.ndim == 1 else None
+    target = target.flatten() if target is not None and target.numel() == len(key) else None
     found = Rows(h[first].double(), explained, design.encode(values), weighed.row, weighed, design, target, key, fitting)
-    return found, [n for n in (*design.unmeasurable.values(), weighed.note) if n]
+    counted = f"{bad} batches were left out" if bad else None
+    return found, [n for n in (*design.unmeasurable.values(), weighed.note, counted) if n]
 
 
 def _stacked(column: Sequence[Tensor | None]) -> Any:

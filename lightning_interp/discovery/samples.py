@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_interp.batches import Inputs
+from lightning_interp.errors import InterpError
 from lightning_interp.passes import Replay
 from lightning_interp.processes import gathered
 from lightning_interp.reading import Reader
 
 TILE = 64  # pixels of the longer side of a small picture on the sheet
+LARGE = 128  # pixels of the longer side over which a picture is made smaller: a sheet is written at every event
+CHANNELS = (1, 2, 3, 4)  # last, where there are more rows than that
 GAP = 2
 MOST_COLUMNS = 12  # of rows of numbers: those in which strongest and weakest differ most
 MOST_TOKENS = 64
@@ -60,15 +64,24 @@ def shown(
 
     Returns:
         For each `{"kind": "image", "png": base64, "count": n}`, `{"kind": "text", "texts": [...]}` or `{"kind": "rows",
-        "columns": [...], "rows": [[...]]}`; None where there is no sample.
+        "columns": [...], "rows": [[...]]}`, pictures and rows of those that are shaped like the first;
+        None where there is none.
+
+    Raises:
+        InterpError: `decode` failed.
     """
     if not strongest and not weakest:
         return None, None
     one = (*strongest, *weakest)[0]
     if decode is not None or (one.ndim == 1 and not one.is_floating_point()):
         return _texts(strongest, decode), _texts(weakest, decode)
-    if one.ndim in (2, 3) and min(one.shape[-2:]) > 1:
-        return _sheet(strongest), _sheet(weakest)
+    strongest, weakest = ([s for s in side if s.shape == one.shape] for side in (strongest, weakest))
+    if one.ndim in (2, 3) and min(_channels_first(one).shape[1:]) > 1:
+        pictures = [_picture(s) for s in (*strongest, *weakest)]
+        low, high = min(float(p.min()) for p in pictures), max(float(p.max()) for p in pictures)
+        if low < 0 or high > 1:  # normalised inputs: all are stretched as one, so that both ends can be compared
+            pictures = [(p - low) / max(high - low, 1e-12) for p in pictures]
+        return _sheet(pictures[: len(strongest)]), _sheet(pictures[len(strongest) :])
     return _rows(strongest, weakest)
 
 
@@ -77,7 +90,10 @@ def _texts(samples: Sequence[Tensor], decode: Callable[[Tensor], str] | None) ->
         return None
     if decode is None:
         return {"kind": "text", "texts": [" ".join(map(str, s.flatten()[:MOST_TOKENS].tolist())) for s in samples]}
-    return {"kind": "text", "texts": [str(decode(s)) for s in samples]}
+    try:
+        return {"kind": "text", "texts": [str(decode(s)) for s in samples]}
+    except Exception as problem:  # the user's function: it may raise anything
+        raise InterpError(f"`decode` failed: {type(problem).__name__}: {problem}") from problem
 
 
 def _rows(strongest: Sequence[Tensor], weakest: Sequence[Tensor]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -92,15 +108,11 @@ def _rows(strongest: Sequence[Tensor], weakest: Sequence[Tensor]) -> tuple[dict[
     return tables[0], tables[1]
 
 
-def _sheet(samples: Sequence[Tensor]) -> dict[str, Any] | None:
-    if not samples:
+def _sheet(tiles: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    if not tiles:
         return None
     from PIL import Image
 
-    tiles = [_picture(s) for s in samples if s.shape == samples[0].shape]
-    low, high = min(float(t.min()) for t in tiles), max(float(t.max()) for t in tiles)
-    if low < 0 or high > 1:  # normalised inputs: stretched over the sheet as one, so that tiles can be compared
-        tiles = [(t - low) / max(high - low, 1e-12) for t in tiles]
     h, w = tiles[0].shape[:2]
     zoom = max(1, TILE // max(h, w))
     across = min(4, len(tiles))
@@ -116,12 +128,21 @@ def _sheet(samples: Sequence[Tensor]) -> dict[str, Any] | None:
     return {"kind": "image", "png": base64.b64encode(file.getvalue()).decode(), "count": len(tiles)}
 
 
+def _channels_first(sample: Tensor) -> Tensor:
+    """An input `[h, w]`, `[c, h, w]` or `[h, w, c]` as `[c, h, w]`."""
+    if sample.ndim == 2:
+        return sample.unsqueeze(0)
+    return sample.movedim(-1, 0) if sample.shape[0] not in CHANNELS and sample.shape[-1] in CHANNELS else sample
+
+
 def _picture(sample: Tensor) -> np.ndarray:
-    """An input `[h, w]` or `[c, h, w]` as `[h, w, 3]`; two channels become red and green, more than four their mean."""
+    """An input as `[h, w, 3]`; two channels become red and green, more than four their mean."""
     x = sample.double() / (255 if sample.dtype == torch.uint8 else 1)
-    x = torch.nan_to_num(x if x.ndim == 3 else x.unsqueeze(0))
-    if x.shape[0] > 4 and x.shape[-1] in (1, 3, 4):  # channels last
-        x = x.movedim(-1, 0)
+    x = _channels_first(torch.nan_to_num(x, posinf=0.0, neginf=0.0))
+    shrink = LARGE / max(x.shape[1:])
+    if shrink < 1:
+        h, w = (max(1, round(side * shrink)) for side in x.shape[1:])
+        x = functional.adaptive_avg_pool2d(x, (h, w))
     if x.shape[0] == 2:
         x = torch.cat([x, torch.zeros_like(x[:1])])
     elif x.shape[0] != 3:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 GAUSSIAN_CLARITY = 2 / math.pi  # what a cut through a normal distribution explains of it: no split at all
+LEFT = 0.1  # of a spread: a code of which the named variables leave less is theirs, and the rest a probe's ridge blown up
 LEAST_SHARE = 0.02  # of the rows, on the smaller side: fewer are outliers, no feature
 
 
@@ -40,6 +41,10 @@ def cut(readings: Tensor, least: int = 1) -> Cut:
     Args:
         readings: `[n, s]`, n ≥ 2.
         least: rows on the smaller side at least.
+
+    Returns:
+        The cuts; a column that has none (its values are all the same, or all but fewer than `least`) has its largest value for
+        a threshold, which nothing is over, and explains 0.
     """
     ordered = readings.sort(dim=0).values
     n = len(ordered)
@@ -49,9 +54,18 @@ def cut(readings: Tensor, least: int = 1) -> Cut:
     between = below * (n - below) / n**2 * (high - low) ** 2
     allowed = (torch.minimum(below, n - below) >= least) & (ordered[1:] > ordered[:-1])
     best = between.where(allowed, between.new_tensor(-1.0)).argmax(0, keepdim=True)
-    threshold = (ordered.gather(0, best) + ordered[1:].gather(0, best)) / 2
-    explained = between.gather(0, best) / readings.var(0, unbiased=False).clamp_min(torch.finfo(readings.dtype).tiny)
-    return Cut(threshold[0], low.gather(0, best)[0], high.gather(0, best)[0], explained[0].clamp(0, 1))
+    found = allowed.any(0)
+    lower, upper = ordered.gather(0, best)[0], ordered[1:].gather(0, best)[0]
+    middle = lower + (upper - lower) / 2
+    threshold = torch.where(middle < upper, middle, lower)  # of neighbouring floats the middle is one of them
+    mean = total[-1] / n
+    explained = between.gather(0, best)[0] / readings.var(0, unbiased=False).clamp_min(torch.finfo(readings.dtype).tiny)
+    return Cut(
+        torch.where(found, threshold, ordered[-1]),
+        torch.where(found, low.gather(0, best)[0], mean),
+        torch.where(found, high.gather(0, best)[0], mean),
+        torch.where(found, explained.clamp(0, 1), 0),
+    )
 
 
 class Splits(NamedTuple):
@@ -86,14 +100,16 @@ def readable_splits(h: Tensor, starts: Tensor, ridge: float = 1e-2, rounds: int 
         rounds: at most; most starts stand still sooner.
 
     Returns:
-        float64 `Splits`, one per start, in their order; several may be the same.
+        float64 `Splits`, one per start, in their order; several may be the same. A start that leads to none has codes of 0,
+        which are not over its threshold.
     """
     h = h.double()
     mean = h.mean(0)
     centred = h - mean
     n = len(h)
     damped = centred.T @ centred / n
-    damped.diagonal().add_(ridge * damped.diagonal().mean())
+    tiny = torch.finfo(torch.float64).tiny
+    damped.diagonal().add_((ridge * damped.diagonal().mean()).clamp_min(tiny))
     factor, _ = torch.linalg.cholesky_ex(damped)
     least = max(1, math.ceil(LEAST_SHARE * n))
     read, before = starts.double(), None
@@ -105,9 +121,16 @@ def readable_splits(h: Tensor, starts: Tensor, ridge: float = 1e-2, rounds: int 
         before = sides
         read = torch.cholesky_solve(centred.T @ (sides - sides.mean(0)) / n, factor)
     found = cut(centred @ read, least)
-    width = (found.high - found.low).clamp_min(torch.finfo(read.dtype).tiny)
+    width = found.high - found.low
+    width = torch.where(width > 0, width, torch.inf)
     read = read / width
     return Splits(read, -(mean @ read) - found.low / width, (found.threshold - found.low) / width)
+
+
+def split_apart(sides: Tensor) -> Tensor:
+    """Which columns of sides `[n, s]` are splits: at least 2 % of the rows are on the smaller side, bool `[s]`."""
+    share = sides.double().mean(0)
+    return torch.minimum(share, 1 - share) >= LEAST_SHARE
 
 
 def clarity(codes: Tensor, threshold: Tensor) -> Tensor:
@@ -126,11 +149,23 @@ def clarity(codes: Tensor, threshold: Tensor) -> Tensor:
     return ((a * b).sum(0) ** 2 / ((a**2).sum(0) * (b**2).sum(0)).clamp_min(tiny)).clamp(0, 1)
 
 
+def beside(sides: Tensor, named: Tensor) -> Tensor:
+    """What is left of sides once variables are held fixed, `[n, s]`.
+
+    Args:
+        sides: `[n, s]`.
+        named: the variables, coded, `[n, q]`.
+    """
+    z = torch.cat([named.new_ones(len(named), 1), named], 1).double()
+    sides = sides.double()
+    return sides - z @ torch.linalg.lstsq(z, sides, driver="gelsd").solution
+
+
 def distinct(sides: Tensor, order: Tensor, most: int, alike: float) -> list[int]:
     """Columns no two of which are alike, taken in order.
 
     Args:
-        sides: `[n, s]`.
+        sides: `[n, s]`, or what is left of them.
         order: columns, the best first.
         most: columns to take at most.
         alike: absolute correlation over which two count as the same.

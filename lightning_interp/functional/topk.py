@@ -63,7 +63,8 @@ def train_top_k(
         last: where to begin, if it is of the same size.
     """
     h = h.float()
-    scale = (h - h.mean(0)).square().mean().sqrt().clamp_min(1e-12)
+    scale = (h - h.mean(0)).square().mean().sqrt()
+    scale = torch.where(scale > 0, scale, 1)
     x = h / scale
     center = x.mean(0)
     if last is not None and last.write.shape == (atoms, h.shape[1]):

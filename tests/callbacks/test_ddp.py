@@ -1,5 +1,5 @@
-"""On two processes. `ConceptMonitor` and `EraseConfounder`: the numbers of one, the same bits on both; `SuppressConfounder`:
-the weights of the penalty by hand; nobody waits for ever.
+"""On two processes. `ConceptMonitor`, `DiscoverFeatures`, `EraseConfounder`: the numbers of one, the same bits on both;
+`SuppressConfounder`: the weights of the penalty by hand; nobody waits for ever.
 
 One group of two processes runs all cases (this file as a program); one process, here, runs them again.
 """
@@ -27,7 +27,7 @@ import lightning_interp
 from callbacks import boring
 from callbacks.boring import ALL, Animals, Call
 from callbacks.test_suppress_matrix import LayerHand
-from lightning_interp import Concept, Confounder, EraseConfounder, SuppressConfounder
+from lightning_interp import Concept, Confounder, DiscoverFeatures, EraseConfounder, SuppressConfounder
 from lightning_interp.monitor import DEFAULT_MEASURES
 from lightning_interp.penalties import ContributionPenalty, GradientPenalty, GroupDRO, IndependencePenalty, InvariancePenalty
 
@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 N, BATCH = 101, 8  # DistributedSampler makes 102 of them: rank 1's last is a repeat
-HARD_LIMIT, GROUP_LIMIT = 90, 30  # seconds: of the whole group, and of one collective
+HARD_LIMIT, GROUP_LIMIT = 120, 30  # seconds: of the whole group, and of one collective
 
 
 class Exact(LightningModule):
@@ -120,6 +120,12 @@ CASES = {
     "val, erased, hurt labels": {"monitor": {}, "erased every": 48, "grass": "unreadable at 35", "alone": None},
     "one batch hurt": {"items": partial(animals, HURT), "monitor": {"measures": ALL}, "alone": WITHOUT_HURT},
     "one rank hurt": {"items": one_rank_hurt, "monitor": {"measures": ALL}, "alone": range(51)},
+    "val, discovered": {"items": partial(Animals, 301, 3, dtype=torch.float64), "monitor": {}, "discover": {}},
+    "loader, discovered": {
+        "items": partial(Animals, 301, 3, dtype=torch.float64),
+        "monitor": {"data": "probe"},
+        "discover": {"data": "probe", "sample_id": "id", "cluster": source_of},
+    },
     "val, budget": {"monitor": {}, "budget": 0.05},
     "val, budget on training": {"monitor": {"output": "encoder.3"}, "budget": 0.05, "alone": None},  # an output of its own
 }
@@ -129,6 +135,8 @@ SAMPLES = {  # of each event, where not N: two processes' batches of 8 and, at t
     "train by steps": [2 * 3 * 8, 2 * 3 * 8, 2 * (3 + 8 + 8) - 1, 2 * 3 * 8],
     "one batch hurt": [N - 8] * 2,
     "one rank hurt": [51] * 2,
+    "val, discovered": [301] * 2,
+    "loader, discovered": [301] * 2,
 }
 
 
@@ -154,7 +162,8 @@ def run_case(name: str, devices: int) -> dict:
     seed_everything(0, verbose=False)
     erase = erase_of(case, devices) if "erased every" in case else None
     held = suppress_of(case) if "budget" in case else None
-    run = boring.trainer(watcher, *stop, *(c for c in (erase, held) if c), look, devices=devices, strategy=strategy)
+    features = discover_of(case, items) if "discover" in case else None
+    run = boring.trainer(watcher, *stop, *(c for c in (erase, held, features) if c), look, devices=devices, strategy=strategy)
     training = case.get("train", animals)()
     run.fit(Exact(), boring.loader(training, shuffle=True, batch=BATCH), boring.loader(items, batch=BATCH))
     found = {"events": [boring.plain(e) for e in watcher.history], "metrics": metrics}
@@ -165,7 +174,20 @@ def run_case(name: str, devices: int) -> dict:
         found["budget"] = held.suppression.budget.state_dict()
         found["measured"] = boring.plain(held.suppression.measured)
         found["change"] = held.certificate["change"]
+    if features:
+        found["features"] = [boring.plain(e) for e in features.history]
+        found["scalars"] = {k: float(v) for k, v in run.callback_metrics.items() if k.startswith("discovery/")}
+        lawn = features.promote(features.latest.features[0].name, "lawn")
+        found["promoted"] = lawn.read({"x": Animals(64, 2, dtype=torch.float64).x})[0].tolist()
     return found
+
+
+def discover_of(case: dict, items) -> DiscoverFeatures:
+    """Looks at the first layer, where only moo has a name."""
+    told = dict(case["discover"])
+    if told.get("data") == "probe":
+        told["data"] = boring.loader(items, batch=BATCH)
+    return DiscoverFeatures("encoder.1", [Concept("moo")], output="head", target="moo", inputs="x", **told)
 
 
 def erase_of(case: dict, devices: int) -> EraseConfounder:
@@ -219,6 +241,8 @@ class Trained(LightningModule):
         return batch
 
     def training_step(self, batch, batch_idx):
+        if hasattr(self.hand, "read"):
+            self.hand.read(self)
         logits = self(batch["x"])
         loss = functional.cross_entropy(logits, batch["moo"])
         if self.hand is not None and "grass" in batch:
@@ -233,6 +257,27 @@ class Trained(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class ShownHand(LayerHand):
+    """The gradient penalty along the difference of the example sets, read anew every third step."""
+
+    def __init__(self):
+        super().__init__("shown")
+        self.balance, self.steps = False, 0
+
+    def read(self, model):
+        if self.steps % 3 == 0:
+            with torch.no_grad():
+                one, other = (model.encoder[:3](x).double().mean(0) for x in (WITH, WITHOUT))
+            self.v = (one - other).unsqueeze(0)
+        self.steps += 1
+
+    def shown(self, margin, z, losses, extra, batch, past):
+        self.cell = torch.zeros(len(z), dtype=torch.int64)
+        return self.moved(margin, self.v)
+
+
+WITH, WITHOUT = (Animals(n, seed).x + shift * torch.eye(6)[5] for n, seed, shift in ((45, 5, 1), (30, 6, 0)))
+STRIPES = Confounder("stripes", examples=({"x": WITH}, {"x": WITHOUT}))
 MIDDLE = "encoder.2"
 # Each: the penalty, the same by hand, its layer, and how the run differs from the plain one.
 PENALISED = {
@@ -243,6 +288,7 @@ PENALISED = {
     "independence": (IndependencePenalty, partial(LayerHand, "independence"), MIDDLE, {}),
     "off the loss's path": (IndependencePenalty, partial(LayerHand, "independence"), "aux", {}),
     "accumulated": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {"accumulate_grad_batches": 2}),
+    "examples": (partial(GradientPenalty, every_n_steps=3), ShownHand, MIDDLE, {}),
     "manual": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"manual": True}),
     "manual at a layer": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {"manual": True}),
     "labels missing": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"missing": 4}),
@@ -255,9 +301,11 @@ def penalised(name: str, by_hand: bool) -> torch.Tensor:
     penalty, hand, layer, options = PENALISED[name]
     options = dict(options)
     made = {key: options.pop(key) for key in ("manual", "missing") if key in options}
-    confounder = Confounder("grass", intervention=boring.swap_grass)
+    subject = [Confounder("grass", intervention=boring.swap_grass), [Concept("moo")]]
+    if hand is ShownHand:
+        subject = [STRIPES]
     places = {"output": "head", "inputs": "x", "target": "moo", "start_epoch": 0, "ramp_epochs": 0}
-    callbacks = [] if by_hand else [SuppressConfounder(confounder, [Concept("moo")], penalty(), layer=layer, **places)]
+    callbacks = [] if by_hand else [SuppressConfounder(*subject, penalty=penalty(), layer=layer, **places)]
     strategy = DDPStrategy(
         process_group_backend="gloo", timeout=timedelta(seconds=GROUP_LIMIT), find_unused_parameters=True
     )  # `aux` is not on the loss's path
@@ -396,6 +444,21 @@ def test_the_multiplier_is_the_same_on_both(both, alone):
     assert both["val, budget on training"][0]["measured"]["n"] == N + 1  # a sampler's repeat is trained on
     one = alone("val, budget")
     assert differences([first["budget"], first["change"]], [one["budget"], one["change"]]) == []
+
+
+@pytest.mark.parametrize("name", ["val, discovered", "loader, discovered"])
+def test_features_are_those_of_one_process(both, alone, name):
+    first, second = both[name]
+    assert first["features"] == second["features"]
+    one = alone(name)
+    ends = [[{k: v for k, v in e.items() if k != "step"} for e in found["features"]] for found in (first, one)]
+    assert differences(*ends) == []
+    assert [len(e["features"]) > 2 for e in first["features"]] == [True, True]
+    assert all(f["causal"] is not None for f in first["features"][-1]["features"][:3])
+    assert all(len(f["strongest"]["rows"]) == 8 for f in first["features"][-1]["features"])
+    assert differences(first["scalars"], one["scalars"]) == []
+    assert first["scalars"]
+    assert first["promoted"] == second["promoted"] == one["promoted"]
 
 
 @pytest.mark.parametrize(("name", "skipped"), [("val", 0), ("one batch hurt", 1), ("one rank hurt", 7)])
