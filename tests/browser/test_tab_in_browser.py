@@ -492,6 +492,7 @@ def test_what_is_not_shown_is_said(opened, tmp_path):
             "one, two: TensorBoard holds a sample of 5 of 12 events. For all, start it with --samples_per_plugin "
             "lightning_interp=12.",
         ]
+        tab.page.close()
 
 
 def test_an_empty_page_says_what_to_add_and_fills_itself_while_a_run_is_written(opened, tmp_path):
@@ -508,7 +509,8 @@ def test_an_empty_page_says_what_to_add_and_fills_itself_while_a_run_is_written(
         run.event(event(10, 0.5))
         run.event(event(20, 0.4))
         run.events.flush()
-        tab.ready()
+        tab.ready().step("step 20, epoch 2")
+        tab.settled()
         assert tab.frame.locator("output").inner_text() == "step 20, epoch 2"
         # it follows the newest event
         run.event(event(30, 0.3))
@@ -521,8 +523,10 @@ def test_an_empty_page_says_what_to_add_and_fills_itself_while_a_run_is_written(
         run.event(event(40, 0.2))
         run.events.flush()
         tab.frame.wait_for_function("document.getElementById('step').max === '3'")
+        tab.settled()
         assert tab.frame.locator("output").inner_text() == "step 10, epoch 1"
         tab.step("step 10, epoch 1")
+        tab.page.close()
 
 
 def luminance(colour):

@@ -8,10 +8,9 @@ export class Slider {
     this.epochs = new Map();
     this.follow = true;
     this.range = element("input", { type: "range", min: "0", max: "0", step: "1", value: "0", id: "step", oninput: () => this.moved() });
-    this.text = element("output", { for: "step" });
+    this.text = element("output", { for: "step" }, "reading …");
     this.latest = element("button", { type: "button", onclick: () => this.toLatest() }, "Latest");
     this.node = element("div", { class: "stepper" }, element("label", { for: "step" }, "Step"), this.range, this.text, this.latest);
-    this.said();
   }
 
   get step() {
