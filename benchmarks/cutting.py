@@ -1,20 +1,22 @@
-"""Does cutting a trained net take the confounder out? Surgery on the demo, against retraining the last layer.
+"""Does cutting a trained net take the confounder out? Surgery on two nets, against retraining the last layer.
 
-Nets are trained on digits on grass, plain and with `BalancedReweighting`, and then cut. Every cut is fitted to the same
-validation digits (both backgrounds equally, none of them trained on) and measured on the test digits:
+Nets are trained on digits on grass or on coloured MNIST (see `shortcuts/tasks.py`), plain and with `BalancedReweighting`, and
+then cut. Every cut is fitted to the same validation images, none of them trained on (digits on grass: both backgrounds equally;
+coloured: of the two training environments), and measured on the test part:
 
     nothing            the net as it is
-    edit, LAYER        LEACE at the layer, folded into the weights; `encoder.conv4.0` is the last convolution, the others go
-                       into the head
-    edit, train rows   the same at `encoder.flatten`, fitted to the rows that the net was trained on
-    zero_weight        the coefficient of grass in the head set to zero
+    edit, LAYER        LEACE at the layer, folded into the weights: of the layer itself at `encoder.conv4.0`, the last
+                       convolution, and `encoder.4`, the last linear layer of the MLP; else of what reads it
+    edit, train rows   the same at the layer that feeds the head, fitted to the rows that the net was trained on
+    zero_weight        the coefficient of the confounder in the head set to zero
     DFR                the head trained anew: Deep Feature Reweighting (Kirichenko et al. 2023), l1 logistic regression on the
                        standardised activation, C by the worst group on half of the rows, then the mean over 20 balanced subsets
 
-"do" is the true effect of grass in logits, "off" the largest difference of test logits to the hooked erasure, "time" CPU time
-as a multiple of a bare forward pass over the rows that were fitted to.
+"do" is the true effect of the confounder in logits, "off" the largest difference of test logits to the hooked erasure, "time"
+CPU time as a multiple of a bare forward pass over the rows that were fitted to.
 
-    python benchmarks/cutting.py               # 5 seeds
+    python benchmarks/cutting.py                    # digits on grass, 5 seeds
+    python benchmarks/cutting.py --task coloured    # 3 seeds; MNIST is looked for in $LIGHTNING_INTERP_DATA
     python benchmarks/cutting.py --seeds 2
     python benchmarks/cutting.py --quick       # does it all run? nothing is kept
 
@@ -37,7 +39,7 @@ import numpy as np
 import torch
 from shortcuts.methods import KEYS, balanced
 from shortcuts.runs import measured, outputs
-from shortcuts.tasks import Demo, Fields, loader
+from shortcuts.tasks import Coloured, Demo, Fields, Task, loader, mnist_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -47,14 +49,22 @@ from lightning_interp.functional.folding import pointwise
 RESULTS = Path(__file__).parent / "results" / "cutting.jsonl"
 VERSION = 1  # of a row; others are not read
 TRAININGS = ("plain", "BalancedReweighting")
-LAYERS = ("encoder.flatten", "encoder.conv4", "encoder.conv4.0")
-CUTS = ("nothing", *(f"edit, {layer}" for layer in LAYERS), "edit, train rows", "zero_weight", "DFR")
+SEEDS = {"demo": 5, "coloured": 3}
+LAYERS = {  # the first feeds the head
+    "demo": ("encoder.flatten", "encoder.conv4", "encoder.conv4.0"),
+    "coloured": ("encoder.5", "encoder.4", "encoder.3"),
+}
 COSTS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # C of the logistic regression, as in the paper
 SUBSETS = 20
 COLUMNS = ("accuracy", "worst", "do", "share", "off", "time")
 
 
-def train(task: Demo, training: str, seed: int) -> L.LightningModule:
+def cuts(task: str) -> tuple[str, ...]:
+    """What is tried on a task."""
+    return ("nothing", *(f"edit, {layer}" for layer in LAYERS[task]), "edit, train rows", "zero_weight", "DFR")
+
+
+def train(task: Task, training: str, seed: int) -> L.LightningModule:
     """A net, trained as in `benchmarks/suppression.py`."""
     L.seed_everything(seed, verbose=False)
     net = task.net()
@@ -71,12 +81,12 @@ def train(task: Demo, training: str, seed: int) -> L.LightningModule:
     return net
 
 
-def cut(task: Demo, net: nn.Module, name: str, seed: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def cut(task: Task, net: nn.Module, name: str, seed: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Cut a net; gives the hooked erasure's test logits where there is one to compare with."""
     held_out = task.fields("val", seed)
     places = {**KEYS, "cluster": task.cluster}
     if name.startswith("edit"):
-        layer = LAYERS[0] if name == "edit, train rows" else name.split(", ")[1]
+        layer = LAYERS[task.name][0] if name == "edit, train rows" else name.split(", ")[1]
         data = loader(task.fields("train", seed) if name == "edit, train rows" else held_out, 512)
         plain = copy.deepcopy(net)
         eraser = interp.edit(net, layer, task.confounder, data, task.given, **places).eraser
@@ -89,19 +99,27 @@ def cut(task: Demo, net: nn.Module, name: str, seed: int) -> Callable[[torch.Ten
         plain.head.register_forward_pre_hook(lambda m, args: pointwise(args[0], eraser, 1))
         return lambda images: outputs(plain, images)
     if name == "DFR":
-        retrain(net, held_out, seed)
+        retrain(task, net, held_out, seed)
     return None
 
 
-def retrain(net: nn.Module, fields: Fields, seed: int) -> None:
+def features(net: nn.Module, fields: Fields) -> np.ndarray:
+    """What the head is given, `[n, d]`."""
+    found: list[torch.Tensor] = []
+    handle = net.head.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    outputs(net, fields["image"])
+    handle.remove()
+    return torch.cat(found).numpy()
+
+
+def retrain(task: Task, net: nn.Module, fields: Fields, seed: int) -> None:
     """Deep Feature Reweighting: a new head, from balanced held-out rows."""
-    net.eval()
-    with torch.no_grad():
-        h = torch.cat([net.encoder(2 * part - 1) for part in fields["image"].split(512)]).numpy()
-    label, group = fields["label"].numpy(), (2 * fields["label"] + fields["grass"]).numpy()
+    h = features(net, fields)
+    label, group = fields["label"].numpy(), (2 * fields["label"] + fields[task.confounder.name]).numpy()
     rng = np.random.default_rng(seed)
-    sources = np.unique(fields["source"])
-    first = np.isin(fields["source"], rng.permutation(sources)[: len(sources) // 2])  # no digit in both halves
+    source = np.arange(len(h)) if task.cluster is None else fields[task.cluster].numpy()
+    sources = np.unique(source)
+    first = np.isin(source, rng.permutation(sources)[: len(sources) // 2])  # no digit in both halves
 
     def subset(rows: np.ndarray) -> np.ndarray:
         least = min((group[rows] == g).sum() for g in range(4))
@@ -138,7 +156,7 @@ def seconds_of_a_pass(net: nn.Module, fields: Fields) -> float:
     return statistics.median(spent)
 
 
-def run(task: Demo, net: nn.Module, name: str, seed: int) -> dict[str, object]:
+def run(task: Task, net: nn.Module, name: str, seed: int) -> dict[str, object]:
     """Cut a copy of a net and measure it."""
     cut_net = copy.deepcopy(net)
     part = task.fields("train" if name == "edit, train rows" else "val", seed)
@@ -153,12 +171,13 @@ def run(task: Demo, net: nn.Module, name: str, seed: int) -> dict[str, object]:
     return row
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], task: str) -> str:
     """Mean ± sd over seeds."""
-    heads = ["accuracy", "worst group", "do(grass), logits", "share of grass", "off", "time"]
+    what = {"demo": "grass", "coloured": "colour"}[task]
+    heads = ["accuracy", "worst group", f"do({what}), logits", f"share of {what}", "off", "time"]
     lines = [f"| net | cut | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for training in TRAININGS:
-        for name in CUTS:
+        for name in cuts(task):
             mine = [r for r in rows if r["training"] == training and r["cut"] == name]
             if mine:
                 cells = [_spread([r[column] for r in mine], column) for column in COLUMNS]
@@ -178,40 +197,47 @@ def _spread(values: list[float | None], column: str) -> str:
     return f"{statistics.mean(known):.3f}{sd}"
 
 
-def report(rows: list[dict]) -> None:
-    """Print the table."""
-    mine = [r for r in rows if r["version"] == VERSION]
-    print(f"\n{len({r['seed'] for r in mine})} seeds, test digits, mean ± sd; off is the largest, time the median")
-    print(table(mine))
+def report(rows: list[dict], task: str = "demo") -> None:
+    """Print the table of a task."""
+    mine = [r for r in rows if r["version"] == VERSION and r.get("task", "demo") == task]
+    print(f"\n{task}: {len({r['seed'] for r in mine})} seeds, test part, mean ± sd; off is the largest, time the median")
+    print(table(mine, task))
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--task", choices=SEEDS, default="demo")
+    parser.add_argument("--seeds", type=int, help="5 on digits on grass, 3 on coloured MNIST")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed; nothing is kept")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    task = Demo(epochs=1) if args.quick else Demo()
+    if args.task == "coloured" and mnist_file() is None:
+        print("coloured is left out: LIGHTNING_INTERP_DATA is not set, or has no mnist.npz")
+        return
+    kind = {"demo": Demo, "coloured": Coloured}[args.task]
+    task = kind(epochs=1) if args.quick else kind()
+    named = {} if task.name == "demo" else {"task": task.name}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quick.jsonl" if args.quick else RESULTS
         path.parent.mkdir(exist_ok=True)
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for seed in range(1 if args.quick else args.seeds):
+        for seed in range(1 if args.quick else args.seeds or SEEDS[args.task]):
             for training in TRAININGS:
                 keys = [
                     {
+                        **named,
                         "version": VERSION,
-                        "agreement": task.setting,
+                        "agreement": task.setting,  # or images of each environment
                         "epochs": task.epochs,
                         "training": training,
                         "cut": name,
                         "seed": seed,
                     }
-                    for name in CUTS
+                    for name in cuts(task.name)
                 ]
                 missing = [k for k in keys if not any(k.items() <= r.items() for r in rows)]
                 net = train(task, training, seed) if missing else None
@@ -221,7 +247,7 @@ def main() -> None:
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(f"seed {seed} {training}, {key['cut']}: worst {row['worst']:.3f}, do {row['do']:.2f}", flush=True)
-        report(rows)
+        report(rows, task.name)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What erasing a variable at a layer does to the demo's net: the preview of an edit, and what it costs.
+"""What erasing a variable at a layer does to a net: the preview of an edit, and what it costs.
 
-A plain net is trained on the confounded digits; on the held-out ones (349 digits × 4 crops, each on both backgrounds equally
-often) every variable is erased at every convolution and at the layer that feeds the head, and the equation is fitted again. The
+A plain net is trained on the confounded data; on the test part every variable is erased at every layer named, and the equation
+is fitted again. `demo`: digits on grass, 349 digits × 4 crops, each on both backgrounds equally often; every convolution, and
+the layer that feeds the head. `coloured`: coloured MNIST, 10,000 images; both layers of the MLP (see `shortcuts/tasks.py`). The
 random subspace is the mean of 3 draws. Times are CPU time on one core, over that of one bare forward pass over the same
 samples: of the measure, and of the same measure with every pass run from the input.
 
-    python benchmarks/mediation.py            # 5 nets × 15 epochs, about 7 minutes on one core
-    python benchmarks/mediation.py --quick    # 1 net × 2 epochs; nothing is kept
+    python benchmarks/mediation.py                    # 5 nets × 15 epochs, about 7 minutes on one core
+    python benchmarks/mediation.py --task coloured    # 3 nets × 10 epochs; MNIST is looked for in $LIGHTNING_INTERP_DATA
+    python benchmarks/mediation.py --quick            # 1 net × 2 epochs; nothing is kept
 
 One JSON line per net in results/mediation.jsonl; a net that is there already is not trained again.
 """
@@ -23,18 +25,17 @@ from unittest.mock import patch
 
 import lightning as L
 import torch
+from shortcuts.methods import BATCH, KEYS
+from shortcuts.tasks import Coloured, Demo, Task, loader, mnist_file
 from torch import nn
-from torch.utils.data import DataLoader
 
 import lightning_interp as interp
-from lightning_interp.demo import GrassyDigits, GrassyDigitsData, GrassyDigitsModel
+from lightning_interp.demo import GrassyDigitsData
 from lightning_interp.passes.above import Above
 
 RESULTS = Path(__file__).parent / "results" / "mediation.jsonl"
-VARIABLES = [interp.Concept("digit"), interp.Confounder("grass")]
-LAYERS = ["encoder.conv*", "encoder.flatten"]
-KEYS = {"layers": LAYERS, "output": "head", "target": "label", "inputs": "image", "cluster": "source"}
-EPOCHS, SEEDS, REPEATS = 15, 5, 3
+LAYERS = {"demo": ["encoder.conv*", "encoder.flatten"], "coloured": ["encoder.3", "encoder.5"]}
+SEEDS, REPEATS = {"demo": 5, "coloured": 3}, 3
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -47,9 +48,10 @@ def seconds(work: Callable[[], object]) -> float:
     return statistics.median(took)
 
 
-def explained(model: nn.Module, batches: list, *measures: str) -> interp.Event:
+def explained(task: Task, model: nn.Module, batches: list, *measures: str) -> interp.Event:
     """One event."""
-    return interp.explain(model, batches, VARIABLES, measures=["contribution", *measures], **KEYS)
+    variables, how = [*task.given, task.confounder], {"layers": LAYERS[task.name], "cluster": task.cluster, **KEYS}
+    return interp.explain(model, batches, variables, measures=["contribution", *measures], **how)
 
 
 @torch.no_grad()
@@ -59,24 +61,24 @@ def forward(model: nn.Module, batches: list) -> None:
         model(batch["image"])
 
 
-def costs(model: nn.Module, batches: list) -> dict[str, float]:
+def costs(task: Task, model: nn.Module, batches: list) -> dict[str, float]:
     """Seconds of a bare pass, and of the measures in units of it."""
     bare = seconds(lambda: forward(model, batches))
-    event = seconds(lambda: explained(model, batches))
-    above = seconds(lambda: explained(model, batches, "mediation"))
+    event = seconds(lambda: explained(task, model, batches))
+    above = seconds(lambda: explained(task, model, batches, "mediation"))
     with patch.object(Above, "_known", lambda self, name: {}):
-        whole = seconds(lambda: explained(model, batches, "mediation"))
-    entangled = seconds(lambda: explained(model, batches, "entanglement"))
+        whole = seconds(lambda: explained(task, model, batches, "mediation"))
+    entangled = seconds(lambda: explained(task, model, batches, "entanglement"))
     over = {"mediation": above, "mediation from the input": whole, "entanglement": entangled}
     return {"bare": bare, **{name: (t - event) / bare for name, t in over.items()}}
 
 
-def run(seed: int, epochs: int) -> dict:
+def run(task: Task, seed: int) -> dict:
     """Train, erase, measure."""
     L.seed_everything(seed, verbose=False)
-    model = GrassyDigitsModel()
+    model = task.net()
     trainer = L.Trainer(
-        max_epochs=epochs,
+        max_epochs=task.epochs,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -84,14 +86,18 @@ def run(seed: int, epochs: int) -> dict:
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(model, datamodule=GrassyDigitsData(seed=seed))
+    if task.name == "demo":
+        trainer.fit(model, datamodule=GrassyDigitsData(seed=seed))
+    else:
+        trainer.fit(model, loader(task.fields("train", seed), BATCH, shuffle=True))
     model.eval()
-    batches = list(DataLoader(GrassyDigits("test", 0.5, 4, seed), batch_size=128))
-    event = explained(model, batches, "mediation", "entanglement", "groups")
+    batches = list(loader(task.fields("test", seed), BATCH))
+    event = explained(task, model, batches, "mediation", "entanglement", "groups")
     print(event)
     return {
+        **({} if task.name == "demo" else {"task": task.name}),
         "seed": seed,
-        "epochs": epochs,
+        "epochs": task.epochs,
         "effect": {name: found.value for name, found in event.effect.items()},
         "worst": event.groups.worst_accuracy,
         "layers": {
@@ -102,7 +108,7 @@ def run(seed: int, epochs: int) -> dict:
             for layer, found in event.mediation.items()
         },
         "cosine": {layer: found.cosine for layer, found in event.entanglement.items()},
-        "cost": costs(model, batches),
+        "cost": costs(task, model, batches),
     }
 
 
@@ -117,15 +123,20 @@ def spread(values: list[float | None], percent: bool = True) -> str:
     return f"{scale * statistics.mean(known):.{digits}f} ± {scale * sd:.{digits}f}{less}"
 
 
-def report(rows: list[dict]) -> None:
-    """Print the tables."""
-    print(f"{len(rows)} nets; effects gone in %, accuracy (mean of the cells) in points, mean ± sd over seeds\n")
-    print("| erased | at | grass gone | digit gone | accuracy | random: the same effect | random: accuracy | cosine |")
-    print("|---|---|---|---|---|---|---|---|")
-    for erased in ("grass", "digit"):
+def report(rows: list[dict], task: str = "demo") -> None:
+    """Print the tables of a task."""
+    rows = [r for r in rows if r.get("task", "demo") == task]
+    if not rows:
+        return
+    names = {"demo": ("grass", "digit"), "coloured": ("colour", "label")}[task]
+    print(f"{task}: {len(rows)} nets; effects gone in %, accuracy (mean of the cells) in points, mean ± sd over seeds\n")
+    heads = [*(f"{name} gone" for name in names), "accuracy", "random: the same effect", "random: accuracy", "cosine"]
+    print(f"| erased | at | {' | '.join(heads)} |")
+    print("|---" * (len(heads) + 2) + "|")
+    for erased in names:
         for layer in rows[0]["layers"]:
             found = [r["layers"][layer][erased] for r in rows]
-            cells = [spread([f["gone"][name] for f in found]) for name in ("grass", "digit")]
+            cells = [spread([f["gone"][name] for f in found]) for name in names]
             cells.append(spread([f["accuracy"] for f in found]))
             cells.append(spread([f["random"].get(erased) for f in found]))
             cells.append(spread([f["random_accuracy"] for f in found]))
@@ -141,25 +152,31 @@ def report(rows: list[dict]) -> None:
 def main() -> None:
     """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--task", choices=SEEDS, default="demo")
+    parser.add_argument("--seeds", type=int, help="5 on digits on grass, 3 on coloured MNIST")
     parser.add_argument("--quick", action="store_true", help="1 net, 2 epochs; nothing is kept")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    if arguments.quick:
-        report([run(0, 2)])
+    if arguments.task == "coloured" and mnist_file() is None:
+        print("coloured is left out: LIGHTNING_INTERP_DATA is not set, or has no mnist.npz")
         return
+    kind = {"demo": Demo, "coloured": Coloured}[arguments.task]
+    if arguments.quick:
+        report([run(kind(epochs=2), 0)], arguments.task)
+        return
+    task = kind()
     RESULTS.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    for seed in range(arguments.seeds):
-        if any((r["seed"], r["epochs"]) == (seed, EPOCHS) for r in rows):
+    for seed in range(arguments.seeds or SEEDS[task.name]):
+        if any((r.get("task", "demo"), r["seed"], r["epochs"]) == (task.name, seed, task.epochs) for r in rows):
             continue
-        rows.append(run(seed, EPOCHS))
+        rows.append(run(task, seed))
         with RESULTS.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-    report(rows)
+    report(rows, task.name)
 
 
 if __name__ == "__main__":

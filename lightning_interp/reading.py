@@ -38,7 +38,7 @@ class Reader:
     """Reads labels from batches.
 
     Args:
-        variables: concepts and confounders.
+        variables: concepts and confounders; none: only how many samples there are is read.
         inputs: what the model is given; its first tensor is a sample's id where there is no other.
         target: where the task's label sits; None: the second element of a tuple or list.
         cluster: where the id of a shared source sits.
@@ -93,12 +93,10 @@ class Reader:
         return torch.stack(columns, dim=1) if columns else self._no_columns(batch), names
 
     def _no_columns(self, batch: Any) -> Tensor:
-        first = self.inputs.first(batch)
+        first = self.inputs.first(batch)  # as many samples as the model is given
         if first is None:
-            raise LabelError(
-                "`inputs`: the batch holds no tensor, so its samples cannot be counted; name the model's `inputs`."
-            )
-        return torch.zeros(len(first), 0, dtype=torch.float64)
+            raise LabelError(f"no tensor stands at `inputs` in a {type(batch).__name__}, so there is no sample to count.")
+        return torch.zeros(len(first), 0, dtype=torch.float64, device=first.device)
 
     def read_target(self, batch: Any, n: int) -> Tensor | None:
         """The task's label of a batch of `n` samples, or None."""

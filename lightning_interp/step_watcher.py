@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import Pooling
-from lightning_interp.activations.quiet import compiled, eager, kept_graphs
+from lightning_interp.activations.quiet import compiled, eager, kept_graphs, unseen
+from lightning_interp.activations.select import device_of
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.functional.outputs import explain_output
-from lightning_interp.passes import Derivative, Run, run_again
+from lightning_interp.passes import Caller, Derivative, Run, example_direction, run_again
 from lightning_interp.reading import Reader, token_mask
+from lightning_interp.variables import Variable
 
 
 @dataclass
@@ -95,6 +97,7 @@ class StepWatcher:
         self.layer = None if layer is None else Tap(model, layer, "layer", output=False)
         self.derivative = Derivative(model, inputs, self.output, self.layer, pooling) if self.layer and derivative else None
         self.step = Watched()
+        self._named = output is not None
         self._compiled = compiled(model)
         self._eager = self._compiled and derivative  # what a compiled graph draws at random cannot be drawn again
         self._kept = ExitStack()
@@ -162,9 +165,9 @@ class StepWatcher:
             return f"{absent} did not run in the step: the penalty cannot act"
         raw = self._usable(f"the output '{self.output.name}'", self.output, outputs)
         if isinstance(raw, str) or self.layer is None:
-            return raw if isinstance(raw, str) else Taken(raw, None, runs, _autocast(raw))
+            return raw if isinstance(raw, str) else Taken(raw, None, runs, _autocast(raw.device))
         activation = self._usable(f"the layer '{self.layer.name}'", self.layer, activations)
-        return activation if isinstance(activation, str) else Taken(raw, activation, runs, _autocast(raw))
+        return activation if isinstance(activation, str) else Taken(raw, activation, runs, _autocast(raw.device))
 
     def _absent(self, outputs: list[Tensor], activations: list[Tensor]) -> str | None:
         if not outputs:
@@ -187,8 +190,22 @@ class StepWatcher:
     def intervened(self, taken: Taken, change: Callable[[Any], Any]) -> Tensor:
         """The raw output for the changed batch, on the graph, as the step itself would give it."""
         kind, cast = taken.raw.device.type, taken.autocast
-        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager):
+        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager), unseen():
             return _wide(run_again(self.model, self.inputs, self.output, change(self.step.batch), len(taken.raw)))
+
+    def shown(self, variable: Variable, max_samples: int) -> tuple[Tensor, tuple[str, ...]]:
+        """A variable's direction at the layer by its examples, and notes; a collective. See `example_direction`."""
+        if self.layer is None:
+            raise TypeError("this StepWatcher was made without a `layer`.")
+        device = device_of(self.model)
+        cast = _autocast(device)
+
+        def context() -> torch.autocast:  # without a cache: what is cast without gradients must not serve the step
+            return torch.autocast(device.type, cast, cast is not None, False)
+
+        output = self.output.layer if self._named else None
+        caller = Caller(self.model, self.inputs, output, self.pooling, context)
+        return example_direction(caller, self.layer.name, self.layer.layer, variable, max_samples)
 
     def hidden(self, taken: Taken) -> Tensor | None:
         """The pooled activation `[n, d]`, on the graph; None without a layer."""
@@ -213,6 +230,6 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _autocast(x: Tensor) -> torch.dtype | None:
-    kind = x.device.type
+def _autocast(device: torch.device) -> torch.dtype | None:
+    kind = device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

@@ -22,6 +22,7 @@ from lightning_interp.held_out import HeldOut
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
 from lightning_interp.reading import Reader
 from lightning_interp.recent import Recent
+from lightning_interp.shown_pattern import MOST, ShownPattern
 from lightning_interp.step_watcher import StepWatcher, Taken
 from lightning_interp.training_design import TrainingDesign
 from lightning_interp.training_steps import Losses, TrainingSteps
@@ -46,15 +47,16 @@ class Suppression:
 
     Args:
         model: the network; None if it comes later, by `bind`.
-        confounder: what should not matter.
-        given: what should, and goes with it: it is held fixed where the confounder's effect is estimated.
+        confounder: what should not matter. One with `examples` goes with a penalty that needs no labels (`GradientPenalty`).
+        given: what should, and goes with it: it is held fixed where the confounder's effect is estimated; none with examples.
         penalty: the term; by default `ContributionPenalty`.
         weight: λ, 0 or more; None: 1, or what the budget asks for.
         output: the module whose output is explained; None: the result of the model's own forward.
         inputs: what a second forward pass gives the model, see `Inputs`.
         target: where the task's label sits in a batch; None: the second element of a tuple or list.
         loss_fn: per-sample task losses `(output, target) -> [n]`, or `"pkg.mod:name"`; None: cross-entropy, or what fits.
-        balance: whether the task's loss also gets cell-balanced weights.
+        balance: whether the task's loss also gets cell-balanced weights; of a confounder by examples no cell is known, and it
+            gets none.
         cap: κ: the term's gradient at the output is held under κ times that of the task, for penalties that are capped.
         layer: the module whose activation a penalty on activations is given.
         pooling: how that becomes one vector per sample, see `Pooling`.
@@ -99,7 +101,9 @@ class Suppression:
         self.variables = check_variables([confounder, *given])
         self.confounder = confounder
         self.term = ContributionPenalty() if penalty is None else penalty
-        check_labelled(self.variables, f"`penalty={self._kind}`")
+        self._shown = None if self.term.needs_labels or confounder.examples is None else ShownPattern(self.term.every_n_steps)
+        if self._shown is None:
+            check_labelled(self.variables, f"`penalty={self._kind}`")
         check_measure(budget_on)  # also where no budget is given: a wrong name is no choice
         self.budget = None if budget is None else Budget(budget, budget_on)
         self.only_above = only_above
@@ -107,16 +111,19 @@ class Suppression:
         self.cap = cap
         self.layer = layer
         self._check(weight)
+        if self._shown is not None:
+            self._check_shown()
         self.factor = 1.0  # of the schedule
-        self.balance = balance and not self.term.replaces_loss
+        self.balance = balance and not self.term.replaces_loss and self._shown is None
         self.output = output
         self.inputs = Inputs(inputs)
         self.pooling = Pooling(pooling)
         if self.term.needs_derivative and not self.pooling.liftable:
             raise InterpError(f"`pooling` expects a name with `penalty={self._kind}`, got a function: it cannot be inverted.")
-        self._reader = Reader(self.variables, self.inputs, target, None, None)
+        labelled = [v for v in self.variables if v.examples is None]
+        self._reader = Reader(labelled, self.inputs, target, None, None)
         losses: Losses = load_function(loss_fn, "loss_fn") if isinstance(loss_fn, str) else loss_fn or default_losses
-        self.steps = TrainingSteps(self.variables, self.term.window_rows, losses)
+        self.steps = TrainingSteps(labelled, self.term.window_rows, losses)
         self.recent = Recent(self.variables) if self.budget or only_above is not None else None
         self.before: Event | None = None
         self.measured: Event | None = None
@@ -161,6 +168,16 @@ class Suppression:
         if self.layer is not None and not self.term.needs_layer:
             raise InterpError(f"`layer={self.layer!r}` has no meaning with `penalty={kind}`, which acts on the output.")
 
+    def _check_shown(self) -> None:
+        name, given = self.confounder.name, self.variables[1:]
+        if given:
+            raise VariableError(
+                f"`given` has no meaning with '{name}', which has `examples`: the sets are compared as they are, with nothing "
+                f"held fixed; got {[v.name for v in given]}. What should matter must be alike in both sets."
+            )
+        if self.budget is not None or self.only_above is not None:
+            check_labelled([self.confounder], f"`{self._reads}`")
+
     @property
     def design(self) -> TrainingDesign:
         """The coding of the variables so far."""
@@ -193,12 +210,14 @@ class Suppression:
         Raises:
             LayerError: the output or the layer is no submodule of it.
         """
-        self.release()
+        self.release()  # also of what was read from examples: it was another model's
         derivative, reached = self.term.needs_derivative, self.term.capped or several
         self._bound = StepWatcher(model, self.output, self.layer, self.inputs, self.pooling, self._reader, derivative, reached)
 
     def release(self) -> None:
         """Let go of the model."""
+        if self._shown is not None:
+            self._shown.forget()
         if self._bound is not None:
             self._bound.release()
         self._bound = None
@@ -220,6 +239,9 @@ class Suppression:
     def watching(self, batch: Any) -> Iterator[None]:
         """Watch the training step on a batch; nothing is read outside."""
         watcher, self.last = self._watcher, {}
+        if self._shown is not None:
+            for note in self._shown.step(lambda: watcher.shown(self.confounder, MOST)):
+                self._say(note)
         read = None
         try:
             read = watcher.read(batch)
@@ -289,6 +311,8 @@ class Suppression:
 
     def _step(self, taken: Taken) -> Step | None:
         watcher, found = self._watcher, None
+        if self._shown is not None:
+            return self._unlabelled(taken, self._shown.direction)
         try:
             found = self.steps.step(
                 taken.exact,
@@ -307,6 +331,13 @@ class Suppression:
         if found is not None and self.recent is not None:
             self.recent.add(watcher.step.values, found.output, found.task)
         return found
+
+    def _unlabelled(self, taken: Taken, direction: Tensor | None) -> Step | None:
+        if direction is None:
+            return None
+        self._worked = True
+        along = (lambda task, d: self._along(taken, task, d)) if self.term.needs_derivative else None
+        return self.steps.unlabelled(taken.exact, self._watcher.step.target, self._watcher.hidden(taken), along, direction)
 
     def _why_not(self, term: Tensor) -> str:
         if not term.requires_grad:
@@ -467,7 +498,8 @@ class Suppression:
             "steps_skipped": self.skipped,
         }  # fmt: skip
         cannot = None if self.budget is None else self.budget.report(self.confounder.name)
-        said = [note for note in (None if self._begun else "the penalty never acted", cannot, *notes) if note]
+        shown = None if self._shown is None else f"'{self.confounder.name}' has examples: the loss has no balanced weights"
+        said = [note for note in (None if self._begun else "the penalty never acted", cannot, shown, *notes) if note]
         after = None if self.measured == self.before else self.measured
         return certificate(kind, self.confounder.name, self.concepts, settings, self.before, after, said)
 
@@ -486,6 +518,7 @@ class Suppression:
             "in_force": [self._begun, self._in_force, self._used],
             "reference": self._reference,
             "held_out": self._held_out.state_dict(),
+            "shown": None if self._shown is None else self._shown.state_dict(),
             "said": sorted(self._said),
         }
 
@@ -499,6 +532,8 @@ class Suppression:
         self._held_out.load_state_dict(state["held_out"])
         if state["penalty"]:
             self.term.load_state_dict(state["penalty"])
+        if self._shown is not None and state["shown"] is not None:
+            self._shown.load_state_dict(state["shown"])
         if self.budget is not None and state["budget"] is not None:
             self.budget.load_state_dict(state["budget"])
         self.before, self.measured = (

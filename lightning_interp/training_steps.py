@@ -88,9 +88,37 @@ class TrainingSteps:
             None if intervened is None else lambda: explain_output(intervened(), None, task).output,
             hidden,
             None if along is None else lambda direction: along(task, direction),
+            None,
             None if aim is None else aim(factors[0], explained.output.detach(), coded.z),
             task,
             self.design.separable(factors),
+        )
+
+    def unlabelled(
+        self,
+        raw: Tensor,
+        target: Tensor | None,
+        hidden: Tensor | None,
+        along: Callable[[str, Tensor], Tensor] | None,
+        shown: Tensor,
+    ) -> Step:
+        """A batch without a value of any variable, for a confounder by examples; arguments as of `step` and in `Step`."""
+        explained = explain_output(raw, target)
+        task = explained.task
+        return Step(
+            explained.output,
+            explained.output.new_zeros(len(raw), 0),
+            0,
+            torch.zeros(len(raw), dtype=torch.int64, device=raw.device),
+            1,
+            torch.ones(1, dtype=torch.float64, device=raw.device),
+            None,
+            None if target is None else self._losses(raw, target),
+            None,
+            hidden,
+            None if along is None else lambda direction: along(task, direction),
+            shown,
+            task=task,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,8 +34,9 @@ class Variable(ABC):
             variable. Each is a batch like the user's own (of which the model is given what `inputs` says), a `DataLoader` or a
             `Dataset` of such batches, or a function without arguments, or `"pkg.mod:function"`, that returns one of these and
             is called once. It is measured at layers, by decodability (with drift), sensitivity and entanglement, its direction
-            being the difference of the sets' mean activations (FastCAV, Schmalwasser et al. 2025); what needs a value for
-            every sample (contribution, effect, groups, mediation, intervention, penalties, erasure, edits) is not to be had.
+            being the difference of the sets' mean activations (FastCAV, Schmalwasser et al. 2025), and `GradientPenalty` acts
+            along it; what needs a value for every sample (contribution, effect, groups, mediation, intervention, the other
+            penalties, erasure, edits) is not to be had.
 
     Raises:
         VariableError: the name or the kind is not usable, or `examples` are not two sets, or stand beside what needs labels.
@@ -199,7 +200,8 @@ def check_labelled(variables: Sequence[Variable], wanted_by: str) -> None:
         if v.examples is not None:
             raise VariableError(
                 f"{wanted_by} needs a value of '{v.name}' for every sample; it has `examples`, no labels. Give it a `label`; "
-                f"examples serve these measures of a monitor, at its `layers`: {', '.join(EXAMPLE_MEASURES)}."
+                f"examples serve `GradientPenalty`, and these measures of a monitor, at its `layers`: "
+                f"{', '.join(EXAMPLE_MEASURES)}."
             )
 
 

@@ -410,15 +410,18 @@ NEEDS = "needs a value of 'stripes' for every sample; it has `examples`, no labe
 
 @pytest.mark.parametrize(
     "penalty",
-    [
-        ContributionPenalty, InvariancePenalty, IndependencePenalty, GradientPenalty, BalancedReweighting, GroupDRO,
-    ],
-)  # fmt: skip
+    [ContributionPenalty, InvariancePenalty, IndependencePenalty, BalancedReweighting, GroupDRO],
+)
 def test_penalties_refuse_it(penalty):
     with pytest.raises(VariableError, match=f"`penalty={penalty.__name__}` {NEEDS}"):
         Suppression(net_of_tanh(), stripes()[2], [Concept("moo")], penalty(), target="moo", inputs="x")
     with pytest.raises(VariableError, match=NEEDS):
         Suppression(net_of_tanh(), Confounder("grass"), [stripes(kind=Concept)[2]], penalty(), target="moo", inputs="x")
+
+
+def test_what_is_given_must_have_labels():
+    with pytest.raises(VariableError, match=f"`penalty=GradientPenalty` {NEEDS}"):
+        Suppression(net_of_tanh(), Confounder("grass"), [stripes(kind=Concept)[2]], GradientPenalty(), layer="encoder.0")
 
 
 def test_erasure_and_surgery_refuse_it():
@@ -431,6 +434,21 @@ def test_erasure_and_surgery_refuse_it():
         zero_weight(model, "head", Confounder("grass"), [probe()], [v], inputs="x")
     with pytest.raises(VariableError, match=NEEDS):
         v.read(probe())
+
+
+def test_an_edit_takes_the_two_sets_as_a_labelled_probe_set():
+    model = net_of_tanh()
+
+    def difference():
+        return float((model(WITH).mean(0) - model(WITHOUT).mean(0)).detach().norm())
+
+    assert difference() > 0.5
+    shown = [{"x": x, "stripes": torch.full((len(x),), value)} for x, value in ((WITH, 1), (WITHOUT, 0))]
+    found = edit(model, "encoder.1", Confounder("stripes"), shown, inputs="x")
+    assert found.eraser.rank == 1
+    assert difference() < 1e-9  # before the linear head, all of it
+    found.undo()
+    assert difference() > 0.5
 
 
 def test_a_variable_with_labels_has_no_example_sets():

@@ -8,6 +8,8 @@ import pytest
 import lightning_interp
 
 ORDER = [
+    "plugin",
+    "cli",
     "demo",
     "callbacks",
     "editing",
@@ -24,6 +26,7 @@ ORDER = [
     "training_steps",
     "penalties",
     "running_pattern",
+    "shown_pattern",
     "training_design",
     "cell_moments",
     "report",
@@ -40,6 +43,7 @@ ORDER = [
     "collection",
     "metrics",
     "activations",
+    "progress",
     "processes",
     "functional",
     "variables",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_interp.activations.pooling import tensor_of
-from lightning_interp.activations.quiet import eager
+from lightning_interp.activations.quiet import eager, own_passes
 from lightning_interp.activations.select import Layer, select
 
 Read = Callable[[str, Layer, Any], Any]
@@ -21,16 +21,22 @@ class _Hook:
 
     def __init__(self, name: str, layer: Layer, read: Read, recomputed: bool) -> None:
         self.name, self.layer, self.read, self.recomputed = name, layer, read, recomputed
+        self._passes = own_passes()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if module is not self.layer.module:  # a copy of the model, made while hooked
             return None
-        if not self.recomputed and in_backward():  # activation checkpointing runs the layer again
+        if not self.recomputed and (in_backward() or own_passes() > self._passes):  # activation checkpointing runs it again
             return None
         return self.read(self.name, self.layer, output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return self
+
+
+def is_reader(hook: Any) -> bool:
+    """Whether a forward hook is one of `hooked` that does not see passes of the library's own."""
+    return isinstance(hook, _Hook) and not hook.recomputed
 
 
 def in_backward() -> bool:
@@ -46,7 +52,8 @@ def hooked(layers: Mapping[str, Layer], read: Read, recomputed: bool = False) ->
     Args:
         layers: {name: Layer}.
         read: called in the forward pass.
-        recomputed: also called where activation checkpointing runs a layer again: what changes the output must do so twice.
+        recomputed: also called where activation checkpointing runs a layer again, and in passes of the library's own that begin
+            while inside: what changes the output must do so every time.
     """
     with ExitStack() as stack:
         for name, layer in layers.items():

@@ -31,9 +31,28 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unnoticed(model: nn.Module) -> Iterator[None]:
-    """The same for a pass in the mode that the model is in, compiled parts as they are."""
-    with random_state(), _buffers(model), _metrics(model), _silent_log(model):
+    """The same for a pass in the mode that the model is in, compiled parts as they are; and readers do not see it."""
+    with random_state(), _buffers(model), _metrics(model), _silent_log(model), unseen():
         yield
+
+
+_passes = 0  # of the library's own that are running, one within the other
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """A pass of one's own that readers do not see: those of `hooked` that were there before it."""
+    global _passes
+    _passes += 1
+    try:
+        yield
+    finally:
+        _passes -= 1
+
+
+def own_passes() -> int:
+    """How many passes of the library's own are running, one within the other."""
+    return _passes
 
 
 @contextmanager
@@ -101,8 +120,8 @@ def compiled(model: nn.Module) -> bool:
     )
 
 
-class Draws:
-    """The random number generators of torch, numpy and Python as they are now.
+class TorchDraws:
+    """The random number generators of torch as they are now.
 
     Args:
         device: whose generator is kept beside that of the CPU; None: no other.
@@ -112,15 +131,33 @@ class Draws:
         self._device = device if device is not None and device.type == "cuda" else None
         self._torch = torch.get_rng_state()
         self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
-        self._rest = random.getstate(), np.random.get_state()
 
     def restore(self) -> None:
         """Put them back."""
         torch.set_rng_state(self._torch)
         if self._device is not None and self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+class Draws(TorchDraws):
+    """The random number generators of torch, numpy and Python as they are now; twenty times as slow."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__(device)
+        self._rest = random.getstate(), np.random.get_state()
+
+    def restore(self) -> None:
+        """Put them back."""
+        super().restore()
         random.setstate(self._rest[0])
         np.random.set_state(self._rest[1])
+
+    def rest_is_so(self) -> bool:
+        """Whether those of numpy and Python are so now."""
+        python, (kind, keys, *others) = self._rest
+        now_kind, now_keys, *now_others = np.random.get_state()
+        numpy = (kind, others) == (now_kind, now_others) and np.array_equal(keys, now_keys)
+        return numpy and random.getstate() == python
 
 
 @contextmanager
@@ -151,7 +188,10 @@ def _modes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     # The pass works on copies: what inference mode made (trainer.validate) could be neither written to nor put back outside it.
-    held = [(m, dict(m._buffers)) for m in model.modules()]
+    # A scripted module takes no others in their place, and gets its own back as they were.
+    held = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    scripted = [b for m in model.modules() if isinstance(m, torch.jit.ScriptModule) for b in m.buffers(recurse=False)]
+    before = [b.detach().clone() for b in scripted]
     try:
         for m, buffers in held:
             m._buffers.update({name: b.detach().clone() for name, b in buffers.items() if b is not None})
@@ -159,6 +199,9 @@ def _buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for m, buffers in held:
             m._buffers.update(buffers)
+        with torch.no_grad():
+            for b, old in zip(scripted, before, strict=True):
+                b.copy_(old)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,6 +76,32 @@ def select(model: nn.Module, patterns: Sequence[str]) -> dict[str, Layer]:
             "Name fewer, or use a glob that stops at a dot ('encoder.*')."
         )
     return found
+
+
+def outermost(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
+    """The modules that a model is made of, whole but for those that hold the layer, and the layer: each once.
+
+    Lists and dicts of modules, which are never called, count as their members.
+
+    Args:
+        model: the network.
+        layer: one of its submodules.
+    """
+    holds: dict[nn.Module, bool] = {}
+
+    def held(module: nn.Module) -> bool:
+        if module not in holds:
+            holds[module] = module is layer or any(held(child) for child in module.children())
+        return holds[module]
+
+    def parts(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if child is layer or not (held(child) or isinstance(child, _CONTAINERS)):
+                yield child
+            else:
+                yield from parts(child)
+
+    return list(dict.fromkeys(parts(model)))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_interp.activations.capture import RootCalls, in_backward
 from lightning_interp.activations.pooling import output_of, tensor_of, with_tensor
+from lightning_interp.activations.quiet import own_passes
 from lightning_interp.activations.select import Layer, find_module
 
 Put = Callable[[Tensor], Tensor]
@@ -49,6 +50,7 @@ class Tap:
         self._root = RootCalls() if name is None else None
         self._into: list[Tensor] | None = None
         self._put: Put | None = None
+        self._passes = 0
         self._fixed = ExitStack()
         self._standing = False
 
@@ -57,6 +59,8 @@ class Tap:
         if self._into is None or module is not self.layer.module:  # a copy of the model, made while hooked
             return None
         if self._root is not None and self._root.wrapping:
+            return None
+        if own_passes() > self._passes:  # of another's, begun since
             return None
         if not torch.compiler.is_compiling() and in_backward():  # activation checkpointing runs the module again
             return None
@@ -90,15 +94,15 @@ class Tap:
             into: gets what the module gives, one entry per run.
             put: gives what the network goes on with in place of that.
         """
-        before = self._into, self._put
-        self._into, self._put, self.blind = into, put, False
+        before = self._into, self._put, self._passes
+        self._into, self._put, self._passes, self.blind = into, put, own_passes(), False
         with ExitStack() as stack:
             if before[0] is None and not self._standing:
                 self._hook(stack)
             try:
                 yield
             finally:
-                self._into, self._put = before
+                self._into, self._put, self._passes = before
 
     def _hook(self, stack: ExitStack) -> None:
         # First the reader, for hooks run in the order of their coming: it must see the root's call as still running.

@@ -38,14 +38,16 @@ class SuppressConfounder(Callback):
     as `….certificate.json`.
 
     Args:
-        confounder: what should not matter: a `Variable`, or the name of one in a `ConceptMonitor` of the same Trainer.
-        given: what should matter and goes with it, as variables or names.
+        confounder: what should not matter: a `Variable`, or the name of one in a `ConceptMonitor` of the same Trainer. One with
+            `examples` goes with a penalty that needs no labels (`GradientPenalty`).
+        given: what should matter and goes with it, as variables or names; none with examples.
         penalty: the term; None: `ContributionPenalty`.
         output: the module whose output is explained; None: that of the monitor, else the LightningModule's own forward.
         inputs: what a second forward pass gives the model; None: as the monitor, else the first element of a tuple or list.
         target: where the task's label sits; None: as the monitor, else the second element of a tuple or list.
         loss_fn: per-sample task losses `(output, target) -> [n]`, or `"pkg.mod:name"`; None: cross-entropy, or what fits.
-        balance: whether the task's loss also gets cell-balanced weights.
+        balance: whether the task's loss also gets cell-balanced weights; of a confounder by examples no cell is known, and it
+            gets none.
         weight: λ, 0 or more; None: 1, or what the budget asks for.
         start_epoch: the first epoch (zero-based) in which the penalty acts.
         ramp_epochs: epochs over which it grows to its full weight.
@@ -128,14 +130,14 @@ class SuppressConfounder(Callback):
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
         self._monitor = measuring(trainer, self.suppression.variables, self.suppression.output)
         latest = None if self._monitor is None else self._monitor.latest
+        self._let_go()
+        self.suppression.bind(pl_module, several=not pl_module.automatic_optimization)
         if self._state is not None:
             self.suppression.load_state_dict(self._state["suppression"])
             self._seen = latest if latest is not None and latest.step == self._state["seen"] else None
             self._state = None
         elif latest is not None and latest.step != trainer.global_step:  # of another run
             self._seen = latest
-        self._let_go()
-        self.suppression.bind(pl_module, several=not pl_module.automatic_optimization)
         self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

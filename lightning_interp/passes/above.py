@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_interp.activations.capture import hooked
 from lightning_interp.activations.pooling import tensor_of, with_tensor
-from lightning_interp.activations.select import Layer, device_of
+from lightning_interp.activations.select import Layer, device_of, outermost
 from lightning_interp.passes.replay import Caller, placed
 
 Edit = Callable[[Layer, Tensor], Tensor]
@@ -74,7 +74,7 @@ class Above:
         # What hooks of the user's make of an activation is in it already: ours, which come after them, have the last word.
         with ExitStack() as stack:
             for n, activation in known.items():
-                stack.enter_context(_forward(self._layers[n].module, partial(_stand_in, activation)))
+                stack.enter_context(replaced_forward(self._layers[n].module, partial(_stand_in, activation)))
             stack.enter_context(hooked({n: self._layers[n] for n in {**known, name: None}}, put))
             return self._caller.run(self._copy(batch))
 
@@ -108,14 +108,8 @@ def with_siblings(model: nn.Module, name: str, layer: Layer) -> dict[str, Layer]
         name: of the layer, as `select` has it.
         layer: the layer.
     """
-    beside = {}
-    path = name.partition(":")[0].split(".")
-    for depth in range(len(path)):
-        holder = model.get_submodule(".".join(path[:depth]))
-        for child, module in holder.named_children():
-            if child != path[depth]:
-                beside[".".join([*path[:depth], child])] = Layer(module, None, False)
-    return {**beside, name: layer}
+    others = (m for m in outermost(model, layer.module) if m is not layer.module)
+    return {**{f"beside {i}": Layer(m, None, False) for i, m in enumerate(others)}, name: layer}
 
 
 def _stand_in(activation: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -123,7 +117,7 @@ def _stand_in(activation: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @contextmanager
-def _forward(module: nn.Module, stand_in: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, stand_in: Callable[..., Any]) -> Iterator[None]:
     """Another `forward` on one module while inside, past whatever `__setattr__` a module has."""
     own = vars(module).get("forward")
     object.__setattr__(module, "forward", stand_in)

@@ -16,6 +16,7 @@ from lightning_interp.activations.select import device_of
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.errors import InterpError
+from lightning_interp.passes.memory import Call, Memory, standing_in
 from lightning_interp.reading import token_mask
 
 STEP = 1e-2  # length of a finite difference, in root mean squares of the activation
@@ -61,22 +62,26 @@ class Run(NamedTuple):
         value: what it gave, on the graph.
         draws: the random numbers that came next.
         before: how many outputs the step had given before it.
+        calls: what of other modules, and of the layer, was done by then in the same call of the model.
     """
 
     value: Tensor
     draws: Draws
     before: int
+    calls: Sequence[Call]
 
 
 class Derivative:
     """The output's derivative along a direction at a layer, differentiable itself.
 
     A finite difference through what stands above the layer: f(h + ε·v) − f(h), with h from the training step on its graph, so
-    that the layers below get their gradient through h and no second-order graph is ever built. The pass sees the random
-    numbers that the step itself saw (dropout), and leaves buffers, metrics and logs as they were. Where it cannot come to the
-    same activation as the step (the step changed its inputs, or drew random numbers of its own before), f(h) is run again in
-    the same way: what goes past the layer must not differ between the two ends. A layer that runs several times for one
-    output is shifted in the last run.
+    that the layers below get their gradient through h and no second-order graph is ever built. The layer and the modules below
+    it give what they gave in the step, on its graph, where they are called as they were called there, and compute nothing (see
+    `standing_in`); what happens between them, outside any module, is computed again. The pass sees the random numbers that the
+    step itself saw (dropout), and leaves buffers, metrics and logs as they were. Where it cannot come to the same activation as
+    the step (the step changed its inputs, or a module below drew random numbers of numpy or Python), f(h) is run again in the
+    same way: what goes past the layer must not differ between the two ends. A layer that runs several times for one output is
+    shifted in the last run.
 
     Args:
         model: the network.
@@ -90,6 +95,7 @@ class Derivative:
         self.model, self.inputs, self.output, self.layer, self.pooling = model, inputs, output, layer, pooling
         self._start = Draws()
         self._runs: list[Run] = []
+        self._memory = Memory(model, layer.layer.module)
 
     @contextmanager
     def reading(self, into: list[Tensor], outputs: list[Tensor]) -> Iterator[None]:
@@ -101,18 +107,22 @@ class Derivative:
         """
 
         def remember(found: Tensor) -> Tensor:
-            self._runs.append(Run(found, Draws(found.device), len(outputs)))
+            before = len(outputs)
+            calls = [call for call in self._memory.calls if call.before == before]
+            self._runs.append(Run(found, Draws(found.device), before, calls))
             return found.clone()
 
         self._start = Draws(device_of(self.model))
         self._runs.clear()
-        with self.layer.open(into, remember):
+        # The memory first, for hooks run in the order of their coming: not the copy that is put in the layer's place.
+        with self._memory.reading(outputs), self.layer.open(into, remember):
             yield
 
     def take(self) -> list[Run]:
         """The layer's runs so far; the next call gives only those after this one."""
         found = self._runs.copy()
         self._runs.clear()
+        self._memory.calls.clear()
         return found
 
     def along(
@@ -138,8 +148,8 @@ class Derivative:
         Returns:
             Change of the output per unit of `direction`, `[n, c]`, on the graph.
         """
-        module, mask = self.layer.layer.module, token_mask(batch)
-        wide = activation.float() if output is None else activation
+        module, mask, cast = self.layer.layer.module, token_mask(batch), output is None
+        wide = activation.float() if cast else activation
         length = (
             max(STEP, torch.finfo(wide.dtype).eps ** 0.5) * self.pooling.pool(wide.detach(), module, mask).norm(dim=1).mean()
         )
@@ -148,11 +158,11 @@ class Derivative:
         chosen = next(run for run in runs if run.value is activation)
         near = [run for run in runs if run.before == chosen.before]  # of the same call of the model
         with torch.autocast(wide.device.type, enabled=False):
-            moved, same = self._with(there, near, chosen, batch)
-            here = output if same and output is not None else outputs(self._with(wide, near, chosen, batch)[0])
+            moved, same = self._with(there, near, chosen, batch, cast)
+            here = output if same and output is not None else outputs(self._with(wide, near, chosen, batch, cast)[0])
         return (outputs(moved) - here) / size
 
-    def _with(self, value: Tensor, runs: Sequence[Run], chosen: Run, batch: Any) -> tuple[Tensor, bool]:
+    def _with(self, value: Tensor, runs: Sequence[Run], chosen: Run, batch: Any, cast: bool) -> tuple[Tensor, bool]:
         """The raw output with a value in place of what the layer gives, and whether it gave the same as in the step."""
         waiting, same = list(runs), []
 
@@ -161,11 +171,12 @@ class Derivative:
             if run is None or found.shape != run.value.shape:
                 same.append(False)
                 return found
-            same.append(torch.equal(found, run.value))
+            same.append(run.draws.rest_is_so() and (found is run.value or torch.equal(found, run.value.to(found.dtype))))
             run.draws.restore()
             return (value if run is chosen else run.value.to(value.dtype)).clone()
 
         ignored: list[Tensor] = []
-        with unnoticed(self.model), kept(), self.layer.open(ignored, put):
+        known = standing_in(chosen.calls, self.layer.layer.module, cast)
+        with unnoticed(self.model), kept(), known, self.layer.open(ignored, put):
             self._start.restore()
             return run_again(self.model, self.inputs, self.output, batch, len(value)), all(same) and not waiting

@@ -8,7 +8,7 @@ with the degrees of freedom of Bell & McCaffrey (2002). It tells whether the set
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from lightning_interp.reading import token_mask
 from lightning_interp.variables import Variable
 
 LEAST = 5  # examples in each set
+VALUES = (1.0, 0.0)  # of the sets with the variable and without
 
 
 @dataclass(frozen=True)
@@ -76,27 +77,12 @@ def read_examples(
     """
     collection = Collection(["binary"], list(layers), 2 * max_samples, seed)
     collection.task = task
-    error, cut = None, False
-    try:
-        with own_pass(caller.model, gradients=False):
-            for examples, value in zip(variable.example_sets(), (1.0, 0.0)):
-                cut = _run(caller, layers, examples, value, max_samples, collection) or cut
-    except Exception as problem:  # the user's function, or the model on inputs that it was not made for
-        own = isinstance(problem, VariableError)
-        error = str(problem) if own else f"`examples` of '{variable.name}': {type(problem).__name__}: {problem}"
-    found = gathered((error, cut))
-    errors = [e for e, _ in found if e]
-    if errors:
-        raise VariableError(errors[0])
+    notes = _run_sets(caller, layers, variable, max_samples, collection.add)
     rows = collection.table()
-    n = [0 if rows is None else int(rows.count[rows.values[:, 0] == value].sum()) for value in (1.0, 0.0)]
+    n = [0 if rows is None else int(rows.count[rows.values[:, 0] == value].sum()) for value in VALUES]
     if rows is None or min(n) < LEAST:
-        raise VariableError(
-            f"`examples` of '{variable.name}' expects at least {LEAST} finite examples in each set, got {n[0]} with it and "
-            f"{n[1]} without."
-        )
+        raise _too_few(variable, *n)
     eq = equation(rows, [variable.name], ["binary"], {}, task)
-    notes = [f"'{variable.name}': only the first {max_samples} examples of a set are used"] if any(c for _, c in found) else []
     results, reader = {}, LayerReader(eq, [True])
     for name, summary in collection.summaries([True])[0].items():
         if int(sum(float(m.count[0]) for m in summary.folds)) == eq.n:
@@ -106,7 +92,77 @@ def read_examples(
     return Shown(eq, results, tuple(notes))
 
 
-def _run(caller: Caller, layers: Mapping[str, Layer], examples: Any, value: float, most: int, collection: Collection) -> bool:
+def example_direction(
+    caller: Caller, name: str, layer: Layer, variable: Variable, max_samples: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The direction of `read_examples` at one layer, and no more: a collective, and the model is left as it was.
+
+    Args:
+        caller: how the model is called.
+        name: of the layer, for errors.
+        layer: the layer.
+        variable: with `examples`.
+        max_samples: examples of each set to use at most.
+
+    Returns:
+        The difference of the sets' mean activations `[1, d]`, float64 on the model's device, and what was left out.
+
+    Raises:
+        VariableError: the examples cannot be had or run, or are too few, or the layer did not run for all of them.
+    """
+    count, total, ran = torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 0), True
+
+    def take(rows: Rows) -> None:
+        nonlocal count, total, ran
+        ran = ran and name in rows.layers
+        if not ran or not bool(rows.finite):
+            return
+        kept = rows.kept()
+        sets = [kept.layers[name][kept.values[:, 0] == value].double() for value in VALUES]
+        count = count + torch.tensor([[len(h)] for h in sets])
+        summed = torch.stack([h.sum(0) for h in sets])
+        total = total + summed if total.numel() else summed
+
+    notes = _run_sets(caller, {name: layer}, variable, max_samples, take)
+    parts = gathered((ran, count, total.cpu()))
+    if not all(ran for ran, _, _ in parts):
+        raise VariableError(f"layer '{name}' did not run for all of the `examples` of '{variable.name}'.")
+    n = sum((count for _, count, _ in parts), torch.zeros_like(count))
+    if n.min() < LEAST:
+        raise _too_few(variable, *(int(k) for k in n))
+    mean = torch.stack([part for _, _, part in parts if part.numel()]).sum(0) / n
+    return (mean[:1] - mean[1:]).to(device_of(caller.model)), tuple(notes)
+
+
+def _too_few(variable: Variable, one: int, other: int) -> VariableError:
+    return VariableError(
+        f"`examples` of '{variable.name}' expects at least {LEAST} finite examples in each set, got {one} with it and "
+        f"{other} without."
+    )
+
+
+def _run_sets(
+    caller: Caller, layers: Mapping[str, Layer], variable: Variable, most: int, take: Callable[[Rows], None]
+) -> list[str]:
+    """Run both sets, hand each batch's rows on, and give notes; what fails on one process is an error on all."""
+    error, cut = None, False
+    try:
+        with own_pass(caller.model, gradients=False):
+            for examples, value in zip(variable.example_sets(), VALUES):
+                cut = _run(caller, layers, examples, value, most, take) or cut
+    except Exception as problem:  # the user's function, or the model on inputs that it was not made for
+        own = isinstance(problem, VariableError)
+        error = str(problem) if own else f"`examples` of '{variable.name}': {type(problem).__name__}: {problem}"
+    found = gathered((error, cut))
+    errors = [e for e, _ in found if e]
+    if errors:
+        raise VariableError(errors[0])
+    return [f"'{variable.name}': only the first {most} examples of a set are used"] if any(c for _, c in found) else []
+
+
+def _run(
+    caller: Caller, layers: Mapping[str, Layer], examples: Any, value: float, most: int, take: Callable[[Rows], None]
+) -> bool:
     """Run this process's share of one set; whether some examples were left out, being more than `most`."""
     seen, shared = 0, isinstance(examples, (DataLoader, Dataset))
     if shared:
@@ -117,7 +173,7 @@ def _run(caller: Caller, layers: Mapping[str, Layer], examples: Any, value: floa
         rows = _rows(caller, layers, batch, value)
         rows.keep[most - seen :] = False
         seen += len(rows.keep)
-        collection.add(rows)
+        take(rows)
     return seen > most
 
 

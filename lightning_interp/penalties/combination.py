@@ -45,6 +45,7 @@ class Sum(Penalty):
         if not all(weight >= 0 for weight in self.weights):
             raise ValueError(f"`weights` expects 0 or more each, got {list(self.weights)}.")
         self.capped = any(member.capped for member in self.penalties)
+        self.needs_labels = any(member.needs_labels for member in self.penalties)
         self.needs_contrast = any(member.needs_contrast for member in self.penalties)
         self.needs_intervention = any(member.needs_intervention for member in self.penalties)
         self.needs_layer = any(member.needs_layer for member in self.penalties)
@@ -52,6 +53,7 @@ class Sum(Penalty):
         self.needs_aim = any(member.needs_aim for member in self.penalties)
         self.needs_target = any(member.needs_target for member in self.penalties)
         self.window_rows = max(member.window_rows for member in self.penalties)
+        self.every_n_steps = min(member.every_n_steps for member in self.penalties)
 
     def __call__(self, step: Step) -> Tensor | None:
         """The weighted sum of the terms that can be had; None if none can."""

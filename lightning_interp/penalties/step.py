@@ -27,6 +27,8 @@ class Step:
         hidden: pooled activation of the layer, `[n, d]`, on the graph; None without a layer.
         along: gives the output's derivative along one direction per sample `[n, d]` at the layer, `[n, c]`, on the graph; None
             without a layer.
+        shown: the confounder's direction at the layer by its examples, `[1, d]` in activation per unit of z; None where it
+            has labels. With examples nothing is held fixed: z has no columns, and all samples are one cell.
         aim: the confounder's coefficients that are to be reached in training so that those of held-out data are zero,
             `[width, c]`; None: zero.
         task: "binary", "multiclass", "multilabel" or "regression".
@@ -44,6 +46,7 @@ class Step:
     intervened: Callable[[], Tensor] | None
     hidden: Tensor | None = None
     along: Callable[[Tensor], Tensor] | None = None
+    shown: Tensor | None = None
     aim: Tensor | None = None
     task: str = "binary"
     separable: bool = True
@@ -55,6 +58,7 @@ class Penalty(ABC):
     Attributes:
         capped: whether the term's gradient at the output is held under that of the task.
         replaces_loss: whether the term is a difference of losses that replaces the mean loss; its weight is then 1 by nature.
+        needs_labels: whether the term wants a value of the confounder for every sample; else examples of it will do.
         needs_intervention: whether the term wants the output with the confounder changed.
         needs_contrast: whether the term wants samples in which the confounder differs while the given variables do not.
         needs_layer: whether the term wants an activation.
@@ -62,10 +66,12 @@ class Penalty(ABC):
         needs_aim: whether it wants to know what held-out data makes of the confounder.
         needs_target: whether it wants the task's label.
         window_rows: preceding samples that the term wants to see.
+        every_n_steps: of a confounder by examples, training steps from one reading of its direction to the next.
     """
 
     capped = False
     replaces_loss = False
+    needs_labels = True
     needs_intervention = False
     needs_contrast = False
     needs_layer = False
@@ -73,6 +79,7 @@ class Penalty(ABC):
     needs_aim = False
     needs_target = False
     window_rows = 0
+    every_n_steps = 1
 
     @abstractmethod
     def __call__(self, step: Step) -> Tensor | None:

@@ -241,6 +241,8 @@ class Trained(LightningModule):
         return batch
 
     def training_step(self, batch, batch_idx):
+        if hasattr(self.hand, "read"):
+            self.hand.read(self)
         logits = self(batch["x"])
         loss = functional.cross_entropy(logits, batch["moo"])
         if self.hand is not None and "grass" in batch:
@@ -255,6 +257,27 @@ class Trained(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class ShownHand(LayerHand):
+    """The gradient penalty along the difference of the example sets, read anew every third step."""
+
+    def __init__(self):
+        super().__init__("shown")
+        self.balance, self.steps = False, 0
+
+    def read(self, model):
+        if self.steps % 3 == 0:
+            with torch.no_grad():
+                one, other = (model.encoder[:3](x).double().mean(0) for x in (WITH, WITHOUT))
+            self.v = (one - other).unsqueeze(0)
+        self.steps += 1
+
+    def shown(self, margin, z, losses, extra, batch, past):
+        self.cell = torch.zeros(len(z), dtype=torch.int64)
+        return self.moved(margin, self.v)
+
+
+WITH, WITHOUT = (Animals(n, seed).x + shift * torch.eye(6)[5] for n, seed, shift in ((45, 5, 1), (30, 6, 0)))
+STRIPES = Confounder("stripes", examples=({"x": WITH}, {"x": WITHOUT}))
 MIDDLE = "encoder.2"
 # Each: the penalty, the same by hand, its layer, and how the run differs from the plain one.
 PENALISED = {
@@ -265,6 +288,7 @@ PENALISED = {
     "independence": (IndependencePenalty, partial(LayerHand, "independence"), MIDDLE, {}),
     "off the loss's path": (IndependencePenalty, partial(LayerHand, "independence"), "aux", {}),
     "accumulated": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {"accumulate_grad_batches": 2}),
+    "examples": (partial(GradientPenalty, every_n_steps=3), ShownHand, MIDDLE, {}),
     "manual": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"manual": True}),
     "manual at a layer": (GradientPenalty, partial(LayerHand, "gradient"), MIDDLE, {"manual": True}),
     "labels missing": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"missing": 4}),
@@ -277,9 +301,11 @@ def penalised(name: str, by_hand: bool) -> torch.Tensor:
     penalty, hand, layer, options = PENALISED[name]
     options = dict(options)
     made = {key: options.pop(key) for key in ("manual", "missing") if key in options}
-    confounder = Confounder("grass", intervention=boring.swap_grass)
+    subject = [Confounder("grass", intervention=boring.swap_grass), [Concept("moo")]]
+    if hand is ShownHand:
+        subject = [STRIPES]
     places = {"output": "head", "inputs": "x", "target": "moo", "start_epoch": 0, "ramp_epochs": 0}
-    callbacks = [] if by_hand else [SuppressConfounder(confounder, [Concept("moo")], penalty(), layer=layer, **places)]
+    callbacks = [] if by_hand else [SuppressConfounder(*subject, penalty=penalty(), layer=layer, **places)]
     strategy = DDPStrategy(
         process_group_backend="gloo", timeout=timedelta(seconds=GROUP_LIMIT), find_unused_parameters=True
     )  # `aux` is not on the loss's path

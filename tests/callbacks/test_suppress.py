@@ -16,11 +16,12 @@ from callbacks import boring
 from callbacks.boring import BATCH, TRAIN, Boring, BoringData, Memory, fit, hooks, monitor, swap_grass
 from lightning_interp import Concept, Confounder, SuppressConfounder
 from lightning_interp.errors import InterpError, InterpWarning, LayerError, VariableError
-from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, GroupDRO, InvariancePenalty
+from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, GradientPenalty, GroupDRO, InvariancePenalty
 
 pytestmark = boring.HOST_WARNINGS
 
 STEPS = TRAIN // BATCH  # in an epoch
+STRIPES = Confounder("stripes", examples=(boring.with_stripes, boring.without_stripes))
 FIXED = partial(Boring, dropout=0.0)
 
 
@@ -305,6 +306,24 @@ def test_two_side_by_side(tmp_path):
     assert hooks(both) == 0
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("penalty", "layer"), [(InvariancePenalty, None), (GradientPenalty, "encoder.4"), (GradientPenalty, "encoder.0")]
+)
+def test_one_does_not_see_the_passes_of_another(penalty, layer, last):
+    """A second pass within the step of the other: of the changed batch, or of a shifted layer."""
+    odd = Confounder("odd", label=lambda batch: batch["id"] % 2, intervention=swap_grass)
+
+    def other():
+        return suppress(odd, [], penalty(), layer=layer, weight=0.0, balance=False)
+
+    for own, where in ((ContributionPenalty, {}), (GradientPenalty, {"layer": "encoder.4"})):
+        pair = [suppress(penalty=own(), **where), other()]
+        _, found = fit(*(pair if last else pair[::-1]), model=FIXED)
+        _, wanted = fit(suppress(penalty=own(), **where), model=FIXED)
+        assert torch.equal(weights(found), weights(wanted))
+
+
 def test_two_penalties_on_one_confounder_have_keys_of_their_own():
     run, _ = fit(suppress(), suppress(penalty=InvariancePenalty()))
     found = {k for k in run.callback_metrics if k.startswith("penalty/")}
@@ -409,6 +428,23 @@ def test_places_of_a_monitor_are_taken_for_variables_too():
     _, wanted = fit(suppress())
     assert s.suppression.output == "head"
     assert torch.equal(weights(found), weights(wanted))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "options"),
+    [
+        (InvariancePenalty, {}),
+        (GradientPenalty, {"layer": "encoder.4"}),
+        (GradientPenalty, {"layer": "encoder.4", "confounder": STRIPES, "given": []}),
+    ],
+)
+def test_a_monitor_of_the_training_steps_does_not_see_the_penaltys_own_passes(penalty, options):
+    events = []
+    for callbacks in ((), (suppress(penalty=penalty(), weight=0.0, balance=False, **options),)):
+        watcher = monitor(data="train")
+        fit(watcher, *callbacks, model=FIXED)
+        events.append([boring.plain(e) for e in watcher.history])
+    assert events[0] == events[1]
 
 
 def test_a_watched_run_with_a_penalty_has_the_same_bits():

@@ -60,7 +60,9 @@ class LayerHand(Hand):
         xx, xh = x.T @ x / len(x), x.T @ h / len(x)
         self.xx = xx if self.xx is None else 0.9 * self.xx + (1 - 0.9) * xx
         self.xh = xh if self.xh is None else 0.9 * self.xh + (1 - 0.9) * xh
-        v = torch.linalg.solve(self.xx + 1e-6 * torch.eye(3), self.xh)[:1]
+        return self.moved(margin, torch.linalg.solve(self.xx + 1e-6 * torch.eye(3), self.xh)[:1])
+
+    def moved(self, margin, v):
         direction = (1 - 2 * halves(self.cell).double().unsqueeze(1)) * v
         wide = self.h if self.pure else self.h.float()
         step = max(1e-2, torch.finfo(wide.dtype).eps ** 0.5)
