@@ -354,8 +354,9 @@ class Monitor(Probe):
         # Made once: checkpoints may come every epoch, and the history only grows. The event is kept beside: else a new one
         # could have the place in memory, and so the id, of one that was let go.
         if id(event) not in self._written or self._written[id(event)][0] is not event:
-            kept = {key: found for key, found in self._written.items() if any(found[0] is e for e in self.history)}
-            self._written = {id(e): kept.get(id(e)) or (e, e.to_dict()) for e in self.history}
+            now = {id(e): e for e in self.history}
+            kept = {key: found for key, found in self._written.items() if now.get(key) is found[0]}
+            self._written = {key: kept.get(key) or (e, e.to_dict()) for key, e in now.items()}
         return self._written[id(event)][1]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
