@@ -200,6 +200,8 @@ def _spread(values: list[float | None], column: str) -> str:
 def report(rows: list[dict], task: str = "demo") -> None:
     """Print the table of a task."""
     mine = [r for r in rows if r["version"] == VERSION and r.get("task", "demo") == task]
+    if not mine:
+        return
     print(f"\n{task}: {len({r['seed'] for r in mine})} seeds, test part, mean ± sd; off is the largest, time the median")
     print(table(mine, task))
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_interp.events import to_records as to_records
     from lightning_interp.explanation import explain as explain
     from lightning_interp.monitor import Monitor as Monitor
+    from lightning_interp.report.page import write_report as write_report
     from lightning_interp.suppression import Suppression as Suppression
     from lightning_interp.variables import Concept as Concept
     from lightning_interp.variables import Confounder as Confounder
@@ -52,6 +53,7 @@ _WHERE = {
     "Suppression": "suppression",
     "to_records": "events",
     "Variable": "variables",
+    "write_report": "report.page",
     "zero_weight": "editing.surgery",
 }
 _MODULES = ("callbacks", "discovery", "functional", "metrics", "penalties", "report")

@@ -11,6 +11,7 @@ from lightning_interp.batches import Place
 from lightning_interp.events import Event
 from lightning_interp.loaders import probe_loader
 from lightning_interp.monitor import DEFAULT_MEASURES, Monitor
+from lightning_interp.progress import bars
 from lightning_interp.variables import Variable
 
 
@@ -32,6 +33,7 @@ def explain(
     seed: int = 0,
     step: int = 0,
     epoch: int = 0,
+    progress: bool = True,
 ) -> Event:
     """Measure a model on a probe set, in evaluation mode; the model is left as it was.
 
@@ -54,6 +56,7 @@ def explain(
         seed: of the samples' folds and controls.
         step: optimizer steps done, for the Event.
         epoch: for the Event.
+        progress: whether what takes over two seconds shows a bar on the terminal.
 
     Returns:
         The `Event`; `print(event)` is the equation.
@@ -87,5 +90,6 @@ def explain(
         warn_above=float("inf"),
         seed=seed,
     )
-    monitor.run(probe_loader(dataloader))
-    return monitor.event(step, epoch)
+    with bars(progress):
+        monitor.run(probe_loader(dataloader))
+        return monitor.event(step, epoch)

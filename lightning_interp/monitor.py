@@ -107,7 +107,7 @@ class Monitor(Probe):
         self.warn_above = warn_above
         self.seed = seed
         self.history: tuple[Event, ...] = ()
-        self._written: dict[int, dict[str, Any]] = {}
+        self._written: dict[int, tuple[Event, dict[str, Any]]] = {}
         self._kinds = [v.kind for v in self.labelled]
         self._directions: dict[str, dict[str, Tensor]] = {}
         self._collection = Collection(self._kinds, [], self.max_samples, seed)
@@ -351,10 +351,13 @@ class Monitor(Probe):
         }
 
     def _plain(self, event: Event) -> dict[str, Any]:
-        # Made once: checkpoints may come every epoch, and the history only grows.
-        if id(event) not in self._written:
-            self._written = {id(e): self._written.get(id(e)) or e.to_dict() for e in self.history}
-        return self._written[id(event)]
+        # Made once: checkpoints may come every epoch, and the history only grows. The event is kept beside: else a new one
+        # could have the place in memory, and so the id, of one that was let go.
+        if id(event) not in self._written or self._written[id(event)][0] is not event:
+            now = {id(e): e for e in self.history}
+            kept = {key: found for key, found in self._written.items() if now.get(key) is found[0]}
+            self._written = {key: kept.get(key) or (e, e.to_dict()) for key, e in now.items()}
+        return self._written[id(event)][1]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`.

@@ -17,6 +17,7 @@ from lightning_interp.collection import Rows
 from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, ProbeSetError, at_least
 from lightning_interp.passes import Caller, own_pass
 from lightning_interp.processes import world
+from lightning_interp.progress import bar
 from lightning_interp.reading import Reader
 from lightning_interp.watcher import Watch, Watcher
 
@@ -131,7 +132,7 @@ class Probe(NearestArgument, ABC):
         """Run the model on batches of the library's own, quietly, and watch it."""
         watcher = self._watcher
         with own_pass(watcher.model, gradients=False):
-            for batch in batches:
+            for batch in bar(batches, "measuring"):
                 placed = moved(batch, device_of(watcher.model))
                 watch = self._begin(placed)
                 if watch is None:

@@ -54,7 +54,7 @@ def test_all_of_an_event_comes_back(tmp_path):
     content = read_json(first[1].string_val[0])
     assert content == {
         "version": 1, "step": 7, "epoch": 1, "number": 1, "records": event(7).records(), "notes": ["few"],
-        "alarms": ["it leans on it"], "equation": str(event(7)), "prefix": "run",
+        "alarms": ["it leans on it"], "equation": str(event(7)), "confounders": [], "prefix": "run",
     }  # fmt: skip
     again = read_json(second[1].string_val[0])
     assert (again["number"], again["alarms"], again["step"]) == (2, [], 14)
@@ -94,6 +94,8 @@ def test_nan_that_another_program_wrote_is_none():
         ('{"step": 3}', "written in version None"),
         (json.dumps({"version": VERSION + 1, "step": 3, "records": []}), "version 2 .* reads version 1"),
         ('{"version": 1, "step": "3", "records": []}', "`step` should be a whole number"),
+        ('{"version": 1, "step": 1e3, "records": []}', "`step` should be a whole number"),
+        (f'{{"version": 1, "step": {2**53}, "records": []}}', "`step` should be a whole number"),
         ('{"version": 1, "step": 3}', "`records` should be a list"),
         ('{"version": 1, "step": 3, "records": [1]}', "`records` should be a list of objects"),
         ('{"version": 1, "step": 3, "features": {}}', "`features` should be a list"),

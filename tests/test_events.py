@@ -1,8 +1,12 @@
 """Events: plain on the way to disk, tidy as records, readable as text."""
 
+import html
 import io
 import json
 import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
 
 import nets
 import pytest
@@ -251,3 +255,48 @@ def test_an_interventional_effect_as_one_number():
     assert magnitude_of(two, "multiclass") == pytest.approx(2.0)  # two centred classes: |margin|
     assert magnitude_of(two, "regression") == pytest.approx(2**0.5)
     assert magnitude_of({"0": Effect(None)}, "multiclass") is None
+
+
+# --- in a notebook ----------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_typesets_the_equation_with_its_intervals(event):
+    shown = event._repr_html_()
+    HTMLParser().feed(shown)
+    text = plain(shown)
+    for name, found in event.effect.items():
+        assert name in text
+        if isinstance(found, Effect) and found.low is not None:
+            assert f"[{found.low:.2f}, {found.high:.2f}]".replace("-", "−") in text
+    for share in event.contribution.values():
+        assert (f"{100 * share.value:.1f} %" if share.value is not None else f"withheld: {share.note}") in text
+    assert text.count("worst") == (event.groups is not None)
+    assert all(note in text for note in event.notes)
+    assert "given no hidden factor" in text
+
+
+def test_a_notebook_shows_levels_below_their_variable():
+    event = replace(full(), contribution={"breed": Share(0.6, 0.5)})
+    assert "angus−1.00[−1.50, −0.50]" in plain(event._repr_html_())
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a&b", '"quoted"'])
+def test_names_are_text_in_a_notebook(name):
+    e = full()
+    evil = replace(
+        e,
+        contribution={name: e.contribution["moo"], "x": Share(None, note=name)},
+        effect={name: e.effect["moo"], "levels": {name: Effect(1.0)}},
+        magnitude={name: 2.0},
+        groups=Groups({name: 0.5}, {name: 3}, name, 0.5, 0.0),
+        confounders=(name,),
+        notes=(name,),
+    )
+    shown = evil._repr_html_()
+    assert "<script" not in shown
+    assert plain(shown).count(name) == 5  # equation, share, why withheld, group, note
+
+
+def plain(shown: str) -> str:
+    """The text of some HTML."""
+    return html.unescape(re.sub(r"<[^>]*>", "", shown))

@@ -8,6 +8,8 @@ import pytest
 import lightning_interp
 
 ORDER = [
+    "plugin",
+    "cli",
     "demo",
     "callbacks",
     "huggingface",
@@ -42,6 +44,7 @@ ORDER = [
     "collection",
     "metrics",
     "activations",
+    "progress",
     "processes",
     "functional",
     "variables",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,13 @@ from lightning_interp.callbacks.probing import ProbingCallback
 from lightning_interp.events import Event
 from lightning_interp.monitor import DEFAULT_MEASURES, Monitor
 from lightning_interp.summaries import EventWriter
+from lightning_interp.summaries.table import summary_table
 from lightning_interp.variables import Variable
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+except ImportError:  # the other name of the same package
+    from pytorch_lightning import LightningModule, Trainer  # type: ignore[assignment]
 
 
 class ConceptMonitor(ProbingCallback[Monitor]):
@@ -52,6 +59,7 @@ class ConceptMonitor(ProbingCallback[Monitor]):
         prefix: put before every logged key.
         max_events: events kept; beyond it every other old one is let go.
         seed: of the samples' folds and controls.
+        summary: whether a table of the events is printed at the end of `fit`, once.
 
     Raises:
         InterpError: an argument is not usable; the message names the nearest that is.
@@ -85,6 +93,7 @@ class ConceptMonitor(ProbingCallback[Monitor]):
         prefix: str = "",
         max_events: int = 1000,
         seed: int = 0,
+        summary: bool = True,
     ) -> None:
         self.monitor = Monitor(
             None,
@@ -106,6 +115,7 @@ class ConceptMonitor(ProbingCallback[Monitor]):
         )
         self.places = {"output": output, "inputs": self.monitor.inputs.place, "target": target}
         super().__init__(self.monitor, data, every_n_epochs, every_n_train_steps, dataloader_idx, prefix)
+        self.summary = summary
         self._alarmed: set[str] = set()
         self._writers: dict[int, EventWriter] = {}
 
@@ -118,6 +128,12 @@ class ConceptMonitor(ProbingCallback[Monitor]):
     def history(self) -> tuple[Event, ...]:
         """All events, also those before a resume."""
         return self.monitor.history
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary, on the first process only."""
+        if self.summary and self.history:
+            coding = sys.stdout.encoding or "utf-8"  # a terminal that cannot show a name may not end the training
+            pl_module.print(summary_table(self.history, self.prefix).encode(coding, "replace").decode(coding))
 
     def _show(self, writers: Sequence[Any], event: Event, step: int) -> None:
         fresh = [name for name in self.monitor.suspects(event) if name not in self._alarmed]

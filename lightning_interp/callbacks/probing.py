@@ -14,6 +14,7 @@ from lightning_interp.batches import size
 from lightning_interp.errors import InterpError, NearestArgument, nearest
 from lightning_interp.loaders import PaddingCount, probe_loader
 from lightning_interp.probe import Probe
+from lightning_interp.progress import bars
 from lightning_interp.schedules import Schedule
 
 try:
@@ -215,14 +216,19 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
         self._watching.enter_context(self.probe.watching(batch, limit))
 
     def _measure(self, trainer: Trainer, after: int = 0) -> None:
-        if not isinstance(self.data, str):
-            self.probe.run(probe_loader(self.data))
-        event = self.probe.measured(trainer.global_step, trainer.current_epoch)
+        with bars(trainer.progress_bar_callback is not None):
+            event = self._event(trainer)
         if event is None:
             return
         self._publish(trainer, event)
         if not _dry(trainer):
             self._write(trainer, event, logger_step(trainer) - after)
+
+    def _event(self, trainer: Trainer) -> Any:
+        """What the probe measures now; None where it could not, which was said."""
+        if not isinstance(self.data, str):
+            self.probe.run(probe_loader(self.data))
+        return self.probe.measured(trainer.global_step, trainer.current_epoch)
 
     def _publish(self, trainer: Trainer, event: Any) -> None:
         # Not `log`: that is gated by log_every_n_steps, averages what two callbacks log, and is not allowed in every hook.

@@ -29,6 +29,7 @@ from lightning_interp.functional.sampling import uniform
 from lightning_interp.loaders import probe_loader
 from lightning_interp.passes.replay import Caller, own_pass
 from lightning_interp.processes import gathered
+from lightning_interp.progress import bar, wanted
 from lightning_interp.reading import Reader
 from lightning_interp.variables import Variable, check_labelled, check_variables
 
@@ -145,6 +146,7 @@ class Case:
             cluster=self.cluster,
             sample_id=self.sample_id,
             seed=self.seed,
+            progress=wanted(),
         )
 
     def sample(self, site: Site) -> Sample:
@@ -159,7 +161,7 @@ class Case:
         named: set[int] = set()
         score = _Score()
         with own_pass(self.model, gradients=False):
-            for batch in self.batches():
+            for batch in bar(self.batches(), "reading the layer"):
                 labels = self.reader.read(batch)
                 named |= set(labels.level_names)
                 with _tapped(site) as seen:
@@ -193,7 +195,7 @@ class Case:
         """Accuracy of all rows, `"all"`, and of each class; None without a target of classes."""
         score = _Score()
         with own_pass(self.model, gradients=False):
-            for batch in self.batches():
+            for batch in bar(self.batches(), "accuracy"):
                 score.add(self.caller.run(batch), self.reader.read(batch).target)
         return score.accuracy()
 

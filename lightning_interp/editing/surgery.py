@@ -18,6 +18,7 @@ from lightning_interp.editing.new_weights import difference, new_values
 from lightning_interp.editing.plan import Fold, Site, plan, reader_of, site_at
 from lightning_interp.editing.result import Edit
 from lightning_interp.errors import InterpError, LayerError, nearest
+from lightning_interp.progress import bars
 from lightning_interp.variables import Variable
 
 Inputs = str | int | Sequence[str] | Callable[..., Any] | None
@@ -38,6 +39,7 @@ def edit(
     cluster: Place | None = None,
     sample_id: Place | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> Edit:
     """Erase a variable at a layer, in the weights: the `state_dict` then loads into the untouched class.
 
@@ -75,6 +77,7 @@ def edit(
         cluster: where the id of the source sits that several samples share; halves follow it.
         sample_id: where the sample's id sits; None: its content is its id.
         seed: of the halves and of the random control.
+        progress: whether what takes over two seconds shows a bar on the terminal.
 
     Returns:
         The `Edit`, with `certificate` and `undo`.
@@ -99,14 +102,15 @@ def edit(
     _check(max_collateral, ridge)
     case = Case(model, variable, given, data, output, inputs, target, pooling, cluster, sample_id, seed)
     found = find_module(model, layer, "layer")
-    batch = case.first()
-    graph = case.graph(batch)
-    site = site_at(graph, found, layer)
-    folds = plan(graph, site)
-    sample = case.sample(site)
-    fitted = fit(sample.quarters, case.variables, least_edit(ridge))
-    settings = {"layer": layer, "output": output, "pooling": pooling, "ridge": ridge, "seed": seed}
-    return _operate(case, "edit", site, folds, sample, fitted, batch, settings, max_collateral)
+    with bars(progress):
+        batch = case.first()
+        graph = case.graph(batch)
+        site = site_at(graph, found, layer)
+        folds = plan(graph, site)
+        sample = case.sample(site)
+        fitted = fit(sample.quarters, case.variables, least_edit(ridge))
+        settings = {"layer": layer, "output": output, "pooling": pooling, "ridge": ridge, "seed": seed}
+        return _operate(case, "edit", site, folds, sample, fitted, batch, settings, max_collateral)
 
 
 def zero_weight(
@@ -122,6 +126,7 @@ def zero_weight(
     cluster: Place | None = None,
     sample_id: Place | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> Edit:
     """Set a variable's coefficient in the equation to zero, in the last layer: W' = W − W·B'(B·B')⁻¹·B.
 
@@ -145,6 +150,7 @@ def zero_weight(
         cluster: as in `edit`.
         sample_id: as in `edit`.
         seed: as in `edit`.
+        progress: as in `edit`.
 
     Returns:
         The `Edit`.
@@ -161,14 +167,15 @@ def zero_weight(
     if not isinstance(found.module, nn.Linear):
         linear = [name for name, m in module_names(model).items() if isinstance(m, nn.Linear)]
         raise LayerError(f"`output={output!r}` expects a Linear, got {type(found.module).__name__}.{nearest(output, linear)}")
-    batch = case.first()
-    graph = case.graph(batch)
-    folds = [reader_of(graph, found.module, output)]
-    site = site_at(graph, found, output, "input")
-    sample = case.sample(site)
-    fitted = fit(sample.quarters, case.variables, pattern_only)
-    settings = {"output": output, "pooling": pooling, "seed": seed}
-    return _operate(case, "zero_weight", site, folds, sample, fitted, batch, settings, max_collateral)
+    with bars(progress):
+        batch = case.first()
+        graph = case.graph(batch)
+        folds = [reader_of(graph, found.module, output)]
+        site = site_at(graph, found, output, "input")
+        sample = case.sample(site)
+        fitted = fit(sample.quarters, case.variables, pattern_only)
+        settings = {"output": output, "pooling": pooling, "seed": seed}
+        return _operate(case, "zero_weight", site, folds, sample, fitted, batch, settings, max_collateral)
 
 
 def _check(max_collateral: float | None, ridge: float) -> None:

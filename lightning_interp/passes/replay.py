@@ -17,6 +17,7 @@ from lightning_interp.activations.quiet import quiet
 from lightning_interp.activations.select import Layer
 from lightning_interp.batches import Inputs, moved, nbytes
 from lightning_interp.errors import LayerError
+from lightning_interp.progress import bar
 
 MAX_BYTES = 512 * 2**20
 
@@ -64,7 +65,8 @@ class Replay:
 
     def usable(self) -> Iterator[tuple[Any, Tensor]]:
         """The batches whose outputs were finite, each with the rows that count."""
-        return ((batch, keep.cpu()) for batch, keep, finite in self.batches if bool(finite) and bool(keep.any()))
+        kept = bar(self.batches, "running the model again")
+        return ((batch, keep.cpu()) for batch, keep, finite in kept if bool(finite) and bool(keep.any()))
 
     def note(self) -> str | None:
         """What to say where fewer samples were kept than asked for."""

@@ -33,13 +33,13 @@ class GradientPenalty(Penalty):
     Every other sample of a cell is moved the other way, for a batch norm would subtract what all samples share. *When it
     helps:* the confounder is written in one direction of a layer that the head reads linearly; no label of the task is used.
     *When not:* at early layers, where one direction is not all of the confounder. *Cost:* one more forward pass above the layer
-    (two under autocast, and where the step changed its inputs) and a backward pass there: together 1.05 plain steps on a small
-    CNN at the layer that feeds the head, 1.3 in the middle. What stands below the layer is not computed again, but for what
-    happens outside of modules, or in modules that return no plain tensor or whose result is overwritten in place. Compiled
+    (two under autocast, and where the step changed its inputs) and a backward pass there: a step takes 1.05 plain ones on a
+    small CNN at the layer that feeds the head, 1.3 in the middle. What stands below the layer is not computed again, but for
+    what happens outside of modules, or in modules that return no plain tensor or whose result is overwritten in place. Compiled
     parts run eagerly, activation checkpoints keep that pass's activations, and what the modules below gave is kept until the
-    penalty is known. *Measured* (digits on grass, 5 seeds, before the linear head): no better than balanced weights
-    alone, worst group 0.43: the layers below write the confounder along other directions than the one that is held still.
-    *Source:* Dreyer et al. 2024, Right-Reason ClArC (there by a double backward pass).
+    penalty is known. To read examples is a forward pass over them. *Measured* (digits on grass, 5 seeds, before the linear
+    head): no better than balanced weights alone, worst group 0.43: the layers below write the confounder along other directions
+    than the one that is held still. *Source:* Dreyer et al. 2024, Right-Reason ClArC (there by a double backward pass).
 
     Args:
         momentum: of the running estimate of v from labels, 0 to under 1.

@@ -11,5 +11,8 @@ from lightning_interp.report.features import features as features
 from lightning_interp.report.figure import Figure as Figure
 from lightning_interp.report.groups import groups as groups
 from lightning_interp.report.heatmap import heatmap as heatmap
+from lightning_interp.report.log_directory import read_log_directory as read_log_directory
+from lightning_interp.report.page import write_report as write_report
 from lightning_interp.report.penalties import penalties as penalties
 from lightning_interp.report.run import Run as Run
+from lightning_interp.report.verdict import verdict as verdict

@@ -45,8 +45,6 @@ def equation(records: Sources, step: int | None = None) -> Figure:
         x={"title": {"text": "effect, in units of the output (logits)"}, "zeroline": True, "rangemode": "tozero"},
         y={"type": "category", "categoryorder": "array", "categoryarray": [escape(n) for n in reversed(names)]},
     )
-    layout["height"] += 18 * max(t.count("<br>") for t in titles)
-    layout["margin"]["t"] += 18 * (1 + max(t.count("<br>") for t in titles))
     return Figure(once(traces), layout)
 
 

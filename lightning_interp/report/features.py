@@ -14,13 +14,16 @@ from lightning_interp.report.wording import escape, hover, number, percent
 
 ROW = 26  # pixels per feature
 MOST = 15  # features drawn per layer
-FeatureEvents = Sequence[Mapping[str, Any]]
-_SAID = {
-    "causal": "change of the unexplained variance when deleted",
-    "stability": "stability",
-    "flip": "predictions that flip when deleted",
-    "early": "of its code, early in training",
-    "target": "correlation with the label",
+FeatureEvents = Sequence[Any]  # mappings, or what has `to_dict()`
+SAID = {  # of every feature: {key: (heading of its column, what it is)}
+    "suspicion": ("suspicion", "what features are ranked by"),
+    "clarity": ("clarity", "how clearly it is there or not, 0 to 1"),
+    "prevalence": ("has it", "share of samples that have it"),
+    "target": ("label", "correlation with the label"),
+    "flip": ("flip", "whether that turns round where the model is wrong, 0 to 1"),
+    "early": ("early", "whether it was there from the beginning, 0 to 1"),
+    "stability": ("stable", "correlation with the last event"),
+    "causal": ("deleted", "share of what is unexplained that goes when it is deleted"),
 }
 
 
@@ -28,7 +31,7 @@ def features(feature_events: FeatureEvents | Run | Mapping[str, FeatureEvents | 
     """Contributions of discovered features at one step, one panel per run and layer, the most suspicious first.
 
     Args:
-        feature_events: what `DiscoverFeatures` logged, or a `Run`; or {run: one of these}.
+        feature_events: the history of a `DiscoverFeatures`, what it logged, or a `Run`; or {run: one of these}.
         step: the last event not after it; None: the last.
 
     Raises:
@@ -55,7 +58,7 @@ def features(feature_events: FeatureEvents | Run | Mapping[str, FeatureEvents | 
 
 def latest(events: FeatureEvents | Run, step: int | None = None) -> dict[str, Mapping[str, Any]]:
     """{layer: its last event not after a step}."""
-    known = events.features if isinstance(events, Run) else events
+    known = events.features if isinstance(events, Run) else [e if isinstance(e, Mapping) else e.to_dict() for e in events]
     out: dict[str, Mapping[str, Any]] = {}
     for event in sorted(known, key=lambda e: e["step"]):
         if step is None or event["step"] <= step:
@@ -83,11 +86,6 @@ def _bars(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _text(f: Mapping[str, Any]) -> str:
-    said = [f"{what}: {number(f[key])}" for key, what in _SAID.items() if f.get(key) is not None]
+    said = [f"{what}: {number(f[key])}" for key, (_, what) in SAID.items() if f.get(key) is not None]
     named = f"promoted as {f['promoted']}" if f.get("promoted") else ""
-    return hover(
-        f"{f['name']}: {percent(f['contribution'])} of the output's variance",
-        f"suspicion {number(f['suspicion'])}",
-        *said,
-        named,
-    )
+    return hover(f"{f['name']}: {percent(f['contribution'])} of the output's variance", *said, named)

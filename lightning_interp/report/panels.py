@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning_interp.report.wording import escape
 
-GAP = 56  # pixels between rows: a panel's title and the ticks above it
+GAP, LINE = 38, 18  # pixels between rows: the ticks, and every line of a panel's title
 SPACE = 0.06  # between columns, of the width
-TOP, BOTTOM = 64, 84  # pixels around all: the figure's title, the legend
+TOP, BOTTOM = 46, 84  # pixels around all: the figure's title, the legend
 
 
 class Panels:
@@ -28,6 +28,7 @@ class Panels:
         rows = -(-len(self.titles) // self.columns)
         self.heights = [height] * rows if isinstance(height, int) else list(height)
         self.linked = linked
+        self._said = LINE * max((1 + title.count("<br>") for title in self.titles), default=1)
 
     def axes(self, index: int) -> dict[str, str]:
         """{"xaxis", "yaxis"} for a trace of the panel with this index."""
@@ -43,27 +44,33 @@ class Panels:
             y: settings of every y-axis.
             more: further keys of the layout.
         """
-        inner = sum(self.heights) + GAP * (len(self.heights) - 1)
+        gap = GAP + self._said
+        inner = sum(self.heights) + gap * (len(self.heights) - 1)
         out: dict[str, Any] = {
-            "title": {"text": escape(title), "x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
-            "height": inner + TOP + BOTTOM,
-            "margin": {"l": 60, "r": 20, "t": TOP, "b": BOTTOM},
+            "title": {
+                "text": escape(title), "x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16},
+                "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14},
+            },
+            "height": inner + TOP + self._said + BOTTOM,
+            "margin": {"l": 60, "r": 20, "t": TOP + self._said, "b": BOTTOM},
             "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
             "hovermode": "closest",
             "annotations": [],
             **more,
-        }
+        }  # fmt: skip
         for i, text in enumerate(self.titles):
-            self._place(out, i, text, inner, x, y)
+            self._place(out, i, text, inner, gap, x, y)
         return out
 
-    def _place(self, out: dict[str, Any], i: int, text: str, inner: int, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
+    def _place(
+        self, out: dict[str, Any], i: int, text: str, inner: int, gap: int, x: Mapping[str, Any], y: Mapping[str, Any]
+    ) -> None:
         row, column = divmod(i, self.columns)
         names = self.axes(i)
         space = SPACE if self.columns > 1 else 0.0
         width = (1 - space * (self.columns - 1)) / self.columns
         left = column * (width + space)
-        top = 1 - (sum(self.heights[:row]) + GAP * row) / inner
+        top = 1 - (sum(self.heights[:row]) + gap * row) / inner
         bottom = top - self.heights[row] / inner
         for axis, other, domain, given in (
             ("x", "y", [left, left + width], x),

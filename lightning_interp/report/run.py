@@ -12,6 +12,7 @@ from lightning_interp.errors import InterpError, nearest
 from lightning_interp.events import Event, Record
 
 Series = Sequence[tuple[int, float]]
+KEYS = ("step", "epoch", "measure", "layer", "variable", "by", "value", "low", "high", "note")
 OWN = ("interactions", "unexplained")  # shares that are no variable's
 
 
@@ -56,7 +57,11 @@ class Run:
         found = [dict(f) for _, f in sorted({(int(f["step"]), str(f["layer"])): f for f in features}.items())]
         scalars = scalars or {}
         return cls(
-            records=[r for p in events for r in p["records"]],
+            records=[
+                {key: r.get(key, p[key] if key in ("step", "epoch") else None) for key in KEYS}
+                for p in events
+                for r in p["records"]
+            ],
             equations={p["step"]: p.get("equation", "") for p in events},
             notes={p["step"]: p.get("notes", ()) for p in events},
             alarms={p["step"]: p["alarms"] for p in events if p.get("alarms")},
@@ -109,11 +114,27 @@ class Run:
 
     def line(self, measure: str, variable: str | None, by: str | None = None) -> list[Record]:
         """One variable's records over the steps."""
-        return [r for r in self.rows(measure) if r["variable"] == variable and r["by"] == by and r["layer"] is None]
+        return self._lines.get((measure, variable, by), [])
+
+    @cached_property
+    def _lines(self) -> dict[tuple[str, str | None, str | None], list[Record]]:
+        out: dict[tuple[str, str | None, str | None], list[Record]] = {}
+        for r in self.records:
+            if r["layer"] is None:
+                out.setdefault((r["measure"], r["variable"], r["by"]), []).append(r)
+        return out
 
     def steps(self, measure: str | None = None) -> list[int]:
         """Steps with an event, or with records of a measure."""
-        return sorted({r["step"] for r in (self.records if measure is None else self.rows(measure))})
+        return self._steps.get(measure, [])
+
+    @cached_property
+    def _steps(self) -> dict[str | None, list[int]]:
+        found: dict[str | None, dict[int, None]] = {None: {}}
+        for record in self.records:
+            for measure in (None, record["measure"]):
+                found.setdefault(measure, {})[record["step"]] = None
+        return {measure: sorted(steps) for measure, steps in found.items()}
 
     def step(self, measure: str, at: int | None = None) -> int | None:
         """The last step not after `at` with records of a measure; None if there is none."""

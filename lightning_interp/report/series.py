@@ -10,6 +10,8 @@ from lightning_interp.report.run import finite
 from lightning_interp.report.theme import GREY, Style
 from lightning_interp.report.wording import escape, hover, reason, when
 
+MANY = 60  # events of a line, over which its markers are small
+
 
 def line(name: str, rows: Sequence[Record], style: Style, texts: Sequence[str], **more: Any) -> dict[str, Any]:
     """A line with markers; a gap where a value is withheld.
@@ -25,7 +27,8 @@ def line(name: str, rows: Sequence[Record], style: Style, texts: Sequence[str], 
         "type": "scatter", "mode": "lines+markers", "name": escape(name), "connectgaps": False,
         "x": [r["step"] for r in rows], "y": [r["value"] if finite(r["value"]) else None for r in rows],
         "line": {"color": style.colour, "dash": style.dash, "width": 2.5},
-        "marker": {"color": style.colour, "size": 6}, "hoverinfo": "text", "hovertext": list(texts), **more,
+        "marker": {"color": style.colour, "size": 6 if len(rows) <= MANY else 3},
+        "hoverinfo": "text", "hovertext": list(texts), **more,
     }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def write_json(writer: Any, tag: str, content: Mapping[str, Any], step: int) -> 
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(without_nan(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # without the data class, TensorBoard does not show the tag to anyone
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR)
     # a lone half of a surrogate pair, which a name may hold, has no UTF-8
@@ -101,7 +101,7 @@ def read_json(text: str | bytes) -> dict[str, Any]:
     version = content.get("version")
     if version != VERSION:
         raise EventLogError(f"written in version {version!r} of the event log; this lightning_interp reads version {VERSION}")
-    if not isinstance(content.get("step"), int):
+    if not isinstance(content.get("step"), int) or abs(content["step"]) >= 2**53:
         raise EventLogError(f"`step` should be a whole number, but is {content.get('step')!r}")
     if not isinstance(content.get("epoch"), int):
         content["epoch"] = None
@@ -115,11 +115,12 @@ def _are_rows(rows: object) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
-def _finite(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain dicts, lists, strings and numbers, with None for every number that is not finite: JSON knows no other."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [without_nan(v) for v in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value

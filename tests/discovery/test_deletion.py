@@ -182,7 +182,9 @@ def test_what_stands_beside_the_layer_and_ran_before_it_is_not_run_again():
     net, x = Deep(), torch.randn(4, 3)
     layer = select(net, ["body.second"])["body.second"]
     layers = with_siblings(net, "body.second", layer)
-    assert list(layers) == ["stem", "head", "body.first", "body.second"]
+    beside = {net.stem, net.head, net.body["first"], net.body["second"]}
+    assert {found.module for found in layers.values()} == beside
+    assert len(layers) == len(beside)
     above = Above(Caller(net, Inputs(), None, Pooling("mean"), nullcontext), layers)
     plain = above.run(x)
     net.calls.clear()

@@ -188,6 +188,24 @@ def test_names_last_over_events_and_early_ones_are_told():
     assert any(f.strongest is not None for f in second.features)
 
 
+def test_a_side_that_has_become_the_larger_one_keeps_the_feature():
+    net = model()
+    batch = samples({(m, t, g): 60 - 10 * g for m in (0, 1) for t in (0, 1) for g in (0, 1)})
+    more = samples({(m, t, 1): 30 for m in (0, 1) for t in (0, 1)}, seed=8)
+    found = looked(net, batch)
+    name = next(n for n, what in truth_of(found, batch, net).items() if what == "grass")
+    assert found.latest[name].prevalence == pytest.approx(50 / 110)
+    batch = {k: torch.cat([v, more[k]]) for k, v in batch.items()}
+    feed(found, net, batch)
+    event = found.event(2)
+    assert found._found.reversed[found._found.names.index(name)]
+    assert event[name].prevalence == pytest.approx(80 / 140)
+    assert torch.equal(found.promote(name, "lawn").read(batch)[0], batch["grass"].double())
+    grass = [[row[event[name].strongest["columns"].index("input 2")] for row in side["rows"]]
+             for side in (event[name].strongest, event[name].weakest)]  # fmt: skip
+    assert grass == [[1.0] * 8, [0.0] * 8]
+
+
 def test_samples_that_change_from_event_to_event_are_said():
     net = model()
     found = looked(net, samples())
