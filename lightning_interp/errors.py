@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+_NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name
 
 
 class InterpError(ValueError):
@@ -49,6 +52,16 @@ class EditRefusedError(InterpError):
 
 class InterpWarning(UserWarning):
     """Something was skipped, withheld or decided that the user should know of; said once."""
+
+
+def described(problem: BaseException) -> str:
+    """An exception in a sentence: of others than our own, the kind as well."""
+    return str(problem) if isinstance(problem, InterpError) else f"{type(problem).__name__}: {problem}".rstrip(": ")
+
+
+def alike(text: str) -> str:
+    """A text without its numbers: what is to be said once may count differently the next time."""
+    return _NUMBER.sub("#", text)
 
 
 def nearest(name: str, known: Iterable[object], count: int = 3) -> str:

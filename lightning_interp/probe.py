@@ -14,7 +14,7 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of
 from lightning_interp.batches import Inputs, moved
 from lightning_interp.collection import Rows
-from lightning_interp.errors import InterpError, InterpWarning
+from lightning_interp.errors import InterpError, InterpWarning, alike, described
 from lightning_interp.passes import Caller, own_pass
 from lightning_interp.processes import world
 from lightning_interp.reading import Reader
@@ -132,7 +132,6 @@ class Probe(ABC):
     def restart(self) -> None:
         """Forget the rows seen since the last event."""
         if self._bound is not None:
-            self._bound.widths.clear()
             self._bound.refresh()
         self._skipped = 0
 
@@ -145,24 +144,25 @@ class Probe(ABC):
 
     def _commit(self, watch: Watch, limit: int | None) -> None:
         try:
-            rows = self._watcher.rows(watch, limit)
-        except InterpError as problem:
+            self._take(watch, self._watcher.rows(watch, limit))
+        except Exception as problem:  # what a batch holds is the user's: nobody knows what may go wrong with it
             self._bad(problem)
             return
         self._ever_committed = True
-        self._take(watch, rows)
 
     def _bad(self, problem: Exception) -> None:
         """A batch that cannot be used: an error while nothing ever worked, later it is left out, counted, and said once."""
         if not self._ever_committed:
             raise problem
         self._skipped += 1
-        self.say(f"a batch was left out: {problem}")
+        own = isinstance(problem, InterpError)  # the text of others may be another one every time
+        self.say(f"a batch was left out: {described(problem)}", None if own else f"left out: {type(problem).__name__}")
 
     def say(self, text: str, key: str | None = None) -> None:
-        """Warn of something, once in a run and from one process."""
-        if (key or text) not in self._said:
-            self._said.add(key or text)
+        """Warn of something, once in a run and from one process; numbers in it make no other text."""
+        key = key or alike(text)
+        if key not in self._said:
+            self._said.add(key)
             if world()[0] == 0:
                 warnings.warn(text, InterpWarning, stacklevel=4)
 

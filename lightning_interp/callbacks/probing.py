@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_interp.batches import size
-from lightning_interp.errors import InterpError, ProbeSetError, nearest
+from lightning_interp.errors import InterpError, ProbeSetError, described, nearest
 from lightning_interp.loaders import PaddingCount, probe_loader
 from lightning_interp.probe import Probe
 from lightning_interp.schedules import Schedule
@@ -70,6 +70,8 @@ class ProbingCallback(Callback, Generic[P]):
         self._steps = 0  # optimizer steps, counted once however many optimizers there are
         self._global_step = 0
         self._padding = PaddingCount(None)
+        self._watched = 0  # training batches since the last event
+        self._cut = 0  # of these, those before a checkpoint that was resumed from: their rows are lost
 
     @abstractmethod
     def _show(self, writers: Sequence[Any], event: Any, step: int) -> None:
@@ -80,6 +82,16 @@ class ProbingCallback(Callback, Generic[P]):
         """Two of a kind in one Trainer need different prefixes."""
         return f"{type(self).__qualname__}{{'prefix': {self.prefix!r}}}"
 
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
+        return {"steps": self._steps, "watched": self._watched + self._cut}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue as if never stopped; but of a training window that a checkpoint cuts, the rows before are lost."""
+        self._steps, self._cut = state_dict["steps"], state_dict.get("watched", 0)
+
     # --- the run's ends -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,6 +101,10 @@ class ProbingCallback(Callback, Generic[P]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the data that is to be watched never comes."""
         self._global_step = trainer.global_step  # not in on_fit_start: a checkpoint's step is restored after it
+        if self._cut:
+            self.probe.say(
+                f"the run was stopped within the window of the next event: the first {self._cut} batches are not in it"
+            )
         if self.data == "val" and not validates(trainer):
             self.probe.say(
                 "`data='val'`: this Trainer runs no validation loop, so there will be no event. "
@@ -110,6 +126,7 @@ class ProbingCallback(Callback, Generic[P]):
     def _discard(self, exception: BaseException | None) -> None:
         self._abandon(exception)
         self.probe.restart()
+        self._cut, self._watched = self._cut + self._watched, 0
 
     def _abandon(self, exception: BaseException | None = None) -> None:
         """Remove the hooks and forget the batch, where its end never came."""
@@ -212,22 +229,35 @@ class ProbingCallback(Callback, Generic[P]):
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _watch(self, batch: Any, limit: int | None) -> None:
+        self._watched += self.data == "train"
         self._watching.enter_context(self.probe.watching(batch, limit))
 
     def _measure(self, trainer: Trainer, after: int = 0) -> None:
-        if not isinstance(self.data, str):
-            self.probe.run(probe_loader(self.data))
         try:
+            if not isinstance(self.data, str):
+                self.probe.run(probe_loader(self.data))
             event = self.probe.event(trainer.global_step, trainer.current_epoch)
-        except InterpError as problem:
-            # Wrong settings show at the first event; after that, nothing that is measured may end the training.
-            if self.probe.latest is None and not (isinstance(problem, ProbeSetError) and problem.skipped):
+        except Exception as problem:
+            self.probe.restart()
+            if self._ends_training(trainer, problem):
                 raise
-            self.probe.say(f"no event at step {trainer.global_step}: {problem}")
+            text = f"no event at step {trainer.global_step}: {described(problem)}"
+            self.probe.say(text, None if isinstance(problem, InterpError) else f"no event: {type(problem).__name__}")
             return
+        finally:
+            self._watched = self._cut = 0
         self._publish(trainer, event)
         if not _dry(trainer):
             self._write(trainer, event, logger_step(trainer) - after)
+
+    def _ends_training(self, trainer: Trainer, problem: Exception) -> bool:
+        """Wrong settings show at the first event; after that, nothing that is measured may end the training."""
+        if self._cut:
+            return False
+        if self.probe.latest is None:
+            return not (isinstance(problem, ProbeSetError) and problem.skipped)
+        # Ours are raised in all processes alike; of others one may be alone with it, and the rest would wait for it for ever.
+        return trainer.world_size > 1 and not isinstance(problem, InterpError)
 
     def _publish(self, trainer: Trainer, event: Any) -> None:
         # Not `log`: that is gated by log_every_n_steps, averages what two callbacks log, and is not allowed in every hook.
@@ -238,16 +268,35 @@ class ProbingCallback(Callback, Generic[P]):
         )
 
     def _write(self, trainer: Trainer, event: Any, step: int) -> None:
-        scalars = self._scalars(event)
+        log_to_all(trainer, self._scalars(event), step, self.probe.say)
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
-        if trainer.is_global_zero:
-            found = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-            self._show([writer for writer in found if hasattr(writer, "add_custom_scalars")], event, step)
+            with forgiven(logger, self.probe.say):
+                writer = getattr(logger, "experiment", None)
+                if hasattr(writer, "add_custom_scalars"):
+                    self._show([writer], event, step)
 
     def _scalars(self, event: Any) -> dict[str, float]:
         start = f"{self.prefix}/" if self.prefix else ""
         return {start + key: value for key, value in event.scalars().items()}
+
+
+@contextmanager
+def forgiven(logger: Any, say: Callable[[str, str], None]) -> Iterator[None]:
+    """A logger that fails with what is ours, for a full disk or a lost connection, is said, and training goes on."""
+    try:
+        yield
+    except Exception as problem:
+        name = type(logger).__name__
+        say(f"{name} could not take what was measured: {described(problem)}", f"logger {name}: {type(problem).__name__}")
+
+
+def log_to_all(trainer: Trainer, scalars: dict[str, float], step: int, say: Callable[[str, str], None]) -> None:
+    """Give numbers to every logger of the Trainer."""
+    for logger in trainer.loggers:
+        with forgiven(logger, say):
+            logger.log_metrics(scalars, step=step)
 
 
 def _dry(trainer: Trainer) -> bool:
