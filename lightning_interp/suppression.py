@@ -29,6 +29,7 @@ from lightning_interp.training_steps import Losses, TrainingSteps
 from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
 STATE_VERSION = 1
+IDLE = 100  # batches
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next
 
@@ -131,6 +132,7 @@ class Suppression:
         self._compared = False
         self._worked = False
         self._unread = False  # the labels of this batch
+        self._idle = 0  # batches in a row from which the term could not be had
         self._said: set[str] = set()
         self.skipped = 0
         self.acted = 0
@@ -280,13 +282,17 @@ class Suppression:
         step = self._step(taken)
         if step is None:
             return self._skip(zero, None)
-        self._check_losses(step, loss)
+        if not self._losses_fit(step, loss):
+            return self._skip(zero, "`loss_fn` gives losses that are not finite; there is no penalty in such steps")
         weight = self.weight
         if weight == 0 and self.only_above is not None:
             self.last = {"penalty_weight": 0.0}
             return zero
         extra = self._reweight(step) if self.balance else None
         term = self._called(step)
+        self._idle = self._idle + 1 if term is None else 0
+        if self._idle == IDLE:
+            self.say(self._why_idle())
         if term is None or not term.requires_grad or not bool(torch.isfinite(term)):
             left = self._skip(zero, None if term is None else self._why_not(term))
             return left if extra is None else self.factor * extra
@@ -318,6 +324,14 @@ class Suppression:
             self.recent.add(watcher.step.values, found.output, found.task)
         return found
 
+    def _why_idle(self) -> str:
+        rarest = float(self.steps.design.frequency.min())
+        return (
+            f"`penalty={self._kind}` could not be had from {IDLE} batches in a row: {self.steps.design.cells} cells of the "
+            f"variables were seen, the rarest in {100 * rarest:.2g} % of the samples, and a batch with its window must hold "
+            "them all. Larger batches, or fewer variables in `given`, make it act; so does a corrupt label that is left out."
+        )
+
     def _why_not(self, term: Tensor) -> str:
         if not term.requires_grad:
             return f"`penalty={self._kind}` carries no gradient: it cannot act"
@@ -345,7 +359,8 @@ class Suppression:
             )
         return found
 
-    def _check_losses(self, step: Step, loss: Tensor | None) -> None:
+    def _losses_fit(self, step: Step, loss: Tensor | None) -> bool:
+        """Whether the losses of the samples can be used, if they are needed; what is odd about them is said."""
         if step.losses is None:
             if self.balance or self.term.needs_target:
                 what = f"`penalty={self._kind}`" if self.term.needs_target else "`balance=True`"
@@ -358,6 +373,8 @@ class Suppression:
                     f"the mean of `loss_fn` is {ours:.4g}, the loss returned is {theirs:.4g}: "
                     f"`penalty={self._kind}` replaces the first. Give the task's own loss as `loss_fn`."
                 )
+        needed = self.balance or self.term.needs_target
+        return step.losses is None or not needed or bool(torch.isfinite(step.losses).all())
 
     def _scale(self, raw: Tensor, term: Tensor, loss: Tensor | None, extra: Tensor | None, step: Step) -> Tensor:
         task = loss if loss is not None else None if step.losses is None else step.losses.mean()

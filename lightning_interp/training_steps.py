@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_interp.errors import InterpError
+from lightning_interp.errors import InterpError, described
 from lightning_interp.functional.coding import Factor
 from lightning_interp.functional.outputs import explain_output
 from lightning_interp.penalties import Step
@@ -96,7 +96,13 @@ class TrainingSteps:
         )
 
     def _per_sample(self, raw: Tensor, target: Tensor) -> Tensor:
-        losses = self._losses(raw, target)
+        try:
+            losses = self._losses(raw, target)
+        except Exception as problem:  # it may be the user's
+            raise InterpError(
+                f"`loss_fn` failed for an output of shape {list(raw.shape)} and a target of shape {list(target.shape)}: "
+                f"{described(problem)}"
+            ) from problem
         if losses.shape != raw.shape[:1]:
             raise InterpError(
                 f"`loss_fn` expects a function that gives one loss per sample, [{len(raw)}], got {list(losses.shape)} for an "

@@ -23,6 +23,7 @@ class Hook:
         self.name, self.layer, self.read, self.recomputed = name, layer, read, recomputed
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook."""
         if module is not self.layer.module:  # a copy of the model, made while hooked
             return None
         if not self.recomputed and in_backward():  # activation checkpointing runs the layer again

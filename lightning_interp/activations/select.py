@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     named: bool
 
     def now(self, model: nn.Module, name: str) -> Layer:
-        """The layer with the module that stands at its name by now; one that was taken away stays as it was, and runs no more."""
+        """The layer with the module that stands at its name by now; where none does, it stays as it was, and runs no more."""
         found = module_at(model, name.partition(":")[0])
         return self if found is None or found is self.module else self._replace(module=found)
 

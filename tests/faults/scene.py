@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from callbacks.boring import bits, hooks, streams
+from callbacks.boring import Memory, bits, hooks, streams
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -32,7 +33,7 @@ from lightning_interp.penalties import (
     Sum,
 )
 
-EPOCHS, TRAIN, VAL, BATCH = 3, 64, 160, 16
+EPOCHS, TRAIN, VAL, BATCH = 3, 64, 200, 16
 OWN = ("sensitivity", "mediation", "intervention")
 ALL = ("contribution", "decodability", "groups", *OWN, "entanglement")
 
@@ -225,7 +226,17 @@ WATCHERS: dict[str, Callable[[Parts], list[Callback]]] = {
     "erasure, val": lambda p: [erase(p, data="val")],
 }
 MEASURING = ("monitor", "all measures", "training window", "by steps", "own data", "discovery")
-PENALTIES = ("contribution", "gradient", "invariance", "independence", "sum", "group DRO", "reweighting", "budget", "budget alone")
+PENALTIES = (
+    "contribution",
+    "gradient",
+    "invariance",
+    "independence",
+    "sum",
+    "group DRO",
+    "reweighting",
+    "budget",
+    "budget alone",
+)
 ERASURES = ("erasure", "erasure, val")
 OF_TRAINING = ("training window", "by steps", *PENALTIES, "erasure")
 
@@ -368,13 +379,13 @@ def check_no_trace(model: nn.Module) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def raising(problem: Callable[[], BaseException], function: Callable[..., Any], own: bool = False) -> Callable[..., Any]:
-    """The function, which raises in epoch 1; with `own` only in passes of our own."""
+def raising(problem: Callable[[], BaseException], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which raises in epoch 1."""
 
-    def call(*args: Any) -> Any:
-        if struck() and not (own and Now.step):
+    def call(*args: Any, **options: Any) -> Any:
+        if struck():
             raise problem()
-        return function(*args)
+        return function(*args, **options)
 
     return call
 
@@ -382,6 +393,36 @@ def raising(problem: Callable[[], BaseException], function: Callable[..., Any], 
 def giving(found: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which gives something else in epoch 1."""
     return lambda *args: found(*args) if struck() else function(*args)
+
+
+class FullDisk(Memory):
+    """A logger that takes what the user logs, and nothing of ours in epoch 1."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if struck() and any("/" in name for name in metrics):
+            raise full()
+        super().log_metrics(metrics, step)
+
+
+class FullWriter(TensorBoardLogger):
+    """A TensorBoardLogger whose writer fails in one method, in epoch 1.
+
+    Args:
+        folder: where it writes.
+        method: of the `SummaryWriter`.
+        problem: what it raises.
+    """
+
+    def __init__(self, folder: Path, method: str, problem: Callable[[], Exception] = full) -> None:
+        super().__init__(folder)
+        self.method, self.problem = method, problem
+
+    @property
+    def experiment(self) -> Any:
+        writer = super().experiment
+        if self.method not in vars(writer):
+            setattr(writer, self.method, raising(self.problem, getattr(writer, self.method)))
+        return writer
 
 
 def key(name: str) -> Callable[[Any], Any]:
@@ -395,5 +436,3 @@ def called(model: Any, batch: Any) -> Any:
 def draw() -> float:
     """A number from each of the run's generators."""
     return float(torch.rand(())) + random.random() + float(np.random.rand())
-
-

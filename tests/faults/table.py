@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import random
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.pytorch import Callback
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
 from faults.scene import (
     ERASURES,
     MEASURING,
@@ -18,12 +24,13 @@ from faults.scene import (
     VAL,
     WATCHERS,
     Fault,
+    FullDisk,
+    FullWriter,
     Items,
     Net,
     Now,
     Parts,
     called,
-    full,
     giving,
     key,
     loader,
@@ -31,15 +38,12 @@ from faults.scene import (
     struck,
     swapped,
 )
-from lightning.pytorch import Callback
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
 
 ANY = tuple(WATCHERS)
 SOME = ("monitor", "by steps", "own data", "discovery", "contribution", "budget", "erasure")
 OWN = ("all measures", "own data", "invariance", "gradient")  # these run the model themselves
+WATCHING = tuple(name for name in MEASURING if name != "own data")
+DOING = ("all measures", "invariance")
 SMALL = ("monitor", "by steps", "discovery", "contribution", "invariance", "erasure")
 
 
@@ -49,7 +53,7 @@ def broken() -> RuntimeError:
 
 def unreadable() -> OSError:
     """Another text for every batch."""
-    return OSError(f"sample {Now.batch}{random.Random(Now.batch).random()}.png is unreadable")  # noqa: S311
+    return OSError(f"sample {Now.batch}{random.Random(Now.batch).random()}.png is unreadable")
 
 
 def per_sample(output: Any, target: Any) -> Any:
@@ -63,7 +67,12 @@ FUNCTIONS = [
     Fault("a label ends an iteration", SOME, lambda: Parts(grass=raising(StopIteration, key("grass"))), says="StopIteration"),
     Fault("the target raises", (*MEASURING, *PENALTIES), lambda: Parts(target=raising(broken, key("moo"))), says="on purpose"),
     Fault("do() raises", ("all measures", "invariance"), lambda: Parts(do=raising(broken, swapped)), says="on purpose"),
-    Fault("do() gives None", ("all measures", "invariance"), lambda: Parts(do=giving(lambda b: None, swapped)), says="grass|inputs"),
+    Fault(
+        "do() gives None",
+        ("all measures", "invariance"),
+        lambda: Parts(do=giving(lambda b: None, swapped)),
+        says="grass|inputs",
+    ),
     Fault(
         "do() loses rows",
         ("all measures", "invariance"),
@@ -180,7 +189,7 @@ BATCHES = [
         "kind='binary'",
         kind="binary",
     ),
-    bad_batch("labels become words", SOME, other("grass", lambda v: ["no yes".split()[int(i)] for i in v]), None),
+    bad_batch("labels become words", SOME, other("grass", lambda v: [("no", "yes")[int(i)] for i in v]), "gives text"),
     bad_batch("labels need gradients", SMALL, other("grass", lambda v: v.float().requires_grad_())),
     bad_batch("labels in half precision", SMALL, other("grass", lambda v: v.to(torch.bfloat16))),
     bad_batch(
@@ -258,7 +267,7 @@ class HiddenStorm(Net):
     def forward(self, x: Any) -> Any:
         h = self.encoder(x)
         if struck() and Now.step and Now.batch == 1:
-            h = torch.nan_to_num(self.tail(h * torch.inf), 0.0, 1.0, -1.0)
+            self.tail(h.detach() * torch.inf)
         else:
             h = self.tail(h)
         return self.head(self.frozen(h))
@@ -385,14 +394,16 @@ class Reentrant(NonReentrant):
 
 
 OUTPUTS = [
-    Fault("NaN outputs of a batch", ANY, net=Storm, says="finite|NaN", parts=lambda: Parts(output="head_out")),
-    Fault("infinite outputs of a batch", SOME, net=Infinite, says="finite|NaN", parts=lambda: Parts(output="head_out")),
-    Fault("NaN outputs for an epoch", ANY, net=AlwaysNaN, says="finite|NaN|no event", parts=lambda: Parts(output="head_out")),
+    Fault("NaN outputs of a batch", WATCHING, net=Storm, says="finite|NaN", parts=lambda: Parts(output="head_out")),
+    Fault("NaN outputs of a step", (*PENALTIES, *ERASURES), net=Storm, parts=lambda: Parts(output="head_out")),
+    Fault("infinite outputs of a batch", WATCHING, net=Infinite, says="finite|NaN", parts=lambda: Parts(output="head_out")),
+    Fault("NaN outputs for an epoch", MEASURING, net=AlwaysNaN, says="finite|NaN", parts=lambda: Parts(output="head_out")),
+    Fault("no loss for an epoch", (*PENALTIES, *ERASURES), net=AlwaysNaN, parts=lambda: Parts(output="head_out")),
     Fault(
         "infinite activations of a batch",
         (*MEASURING, "independence", "gradient", *ERASURES),
         net=HiddenStorm,
-        says="finite|NaN",
+        says="finite|NaN|gradient",
         parts=lambda: Parts(layer="tail"),
     ),
     Fault("NaN gradients", (*PENALTIES, "erasure", "monitor"), net=NaNGradients),
@@ -401,10 +412,12 @@ OUTPUTS = [
     Fault("half precision for an epoch", ANY, net=Autocast),
     Fault("a layer gives a tuple", SOME, net=lambda: Tuples(lambda h: (h, None))),
     Fault("a layer gives a dict", SOME, net=lambda: Tuples(lambda h: {"hidden": h})),
-    Fault("a layer gives no tensor", ("by steps", "erasure", "independence", "discovery"), net=lambda: Tuples(lambda h: "none")),
+    Fault(
+        "a layer gives no tensor", ("by steps", "erasure", "independence", "discovery"), net=lambda: Tuples(lambda h: "none")
+    ),
     Fault("a layer gives another shape", ("by steps", "erasure", "independence"), net=lambda: Tuples(lambda h: (h.sum(),))),
     Fault("the net runs twice", SOME, net=Twice),
-    Fault("the output does not run", ANY, net=NeverRuns, says="head"),
+    Fault("the output does not run", (*MEASURING, *PENALTIES), net=NeverRuns, says="head"),
     Fault("other sequence lengths", ANY, net=Sequence, parts=lambda: Parts(layer="body", own=lambda: sequences(VAL, 2, 40))),
     Fault("activation checkpoints", ANY, net=NonReentrant),
     Fault("reentrant activation checkpoints", ("monitor", "by steps", "contribution", "budget", "erasure"), net=Reentrant),
@@ -488,7 +501,7 @@ class CopiesInStep(Net):
             with torch.no_grad():
                 rng = torch.get_rng_state()
                 copy.deepcopy(self.encoder)(batch["x"])
-                pickle.loads(pickle.dumps(self.encoder))(batch["x"])  # noqa: S301
+                pickle.loads(pickle.dumps(self.encoder))(batch["x"])
                 torch.set_rng_state(rng)
         return loss
 
@@ -506,7 +519,7 @@ class Wraps(Callback):
 
 
 def pickled(model: Any) -> Any:
-    return pickle.loads(pickle.dumps(model))  # noqa: S301
+    return pickle.loads(pickle.dumps(model))
 
 
 MODULES = [
@@ -609,10 +622,8 @@ class Catches(Net):
 
     def loss(self, batch: Any, batch_idx: int) -> Any:
         if struck() and batch_idx == 1:
-            try:
+            with contextlib.suppress(RuntimeError):
                 self(torch.cat([batch["x"], batch["x"]], 1))
-            except RuntimeError:
-                pass
         return super().loss(batch, batch_idx)
 
 
@@ -668,5 +679,27 @@ OURS = [
     ),
 ]
 
-FAULTS = [*FUNCTIONS, *BATCHES, *OUTPUTS, *MODULES, *USERS, *OURS]
-__all__ = ["FAULTS", "ERASURES", "full", "np"]
+# --- loggers ----------------------------------------------------------------------------------------------------------
+
+LOGGERS = [
+    Fault(
+        "a logger finds the disk full",
+        ("monitor", "by steps", "discovery", "contribution", "budget"),
+        logger=lambda folder: FullDisk(),
+        says="FullDisk.*No space left",
+    ),
+    *(
+        Fault(
+            f"a SummaryWriter fails in {method}",
+            watchers,
+            logger=lambda folder, method=method: FullWriter(folder, method),
+            says="FullWriter.*No space left",
+        )
+        for method, watchers in (
+            ("add_text", ("monitor", "discovery")),
+            ("add_image", ("monitor",)),
+        )
+    ),
+]
+
+FAULTS = [*FUNCTIONS, *BATCHES, *OUTPUTS, *MODULES, *USERS, *OURS, *LOGGERS]
