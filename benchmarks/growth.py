@@ -77,7 +77,7 @@ class Samples(Callback):
     def on_train_batch_end(self, trainer: Trainer, model: LightningModule, *args: object) -> None:
         if trainer.global_step % self.every == 0:
             gc.collect()
-            self.tensors.append(sum(isinstance(o, Tensor) for o in gc.get_objects()))
+            self.tensors.append(sum(issubclass(type(o), Tensor) for o in gc.get_objects()))
             self.state.append(len(json.dumps(self.watcher.state_dict(), default=str)))
         self.resident.append(resident())
 
@@ -92,7 +92,7 @@ def watchers(events: int) -> dict[str, Callback]:
     most = max(4, events // 10)
     places = {"output": "head", "target": "moo", "inputs": "x"}
     often = {"data": DataLoader(Items(160), 160), "every_n_train_steps": 1, "max_events": most}
-    measures = ("contribution", "decodability", "groups", "sensitivity", "entanglement")
+    measures = ("contribution", "decodability", "groups", "entanglement")
     return {
         "monitor": ConceptMonitor([moo, grass], ["encoder"], warn_above=1e9, measures=measures, **places, **often),
         "discovery": DiscoverFeatures("encoder", [moo], features=3, show=2, **places, **often),

@@ -266,6 +266,6 @@ class Erasing(Core):
         assert self.core._rows + sum(round(f.rows) for f in self.core._fresh if f is not None) <= ROWS * self.learned
 
 
-few = settings(max_examples=20, stateful_step_count=20, deadline=None, derandomize=True)
+few = settings(max_examples=12, stateful_step_count=15, deadline=None, derandomize=True)
 TestMonitoring, TestSuppressing, TestErasing = Monitoring.TestCase, Suppressing.TestCase, Erasing.TestCase
 TestMonitoring.settings = TestSuppressing.settings = TestErasing.settings = few
