@@ -96,6 +96,8 @@ def _item(holder: Any, part: str | int, argument: str, place: Place) -> Any:
 def as_tensor(found: Any, argument: str) -> Tensor:
     """Numbers as a tensor; copies nothing that is one already."""
     if isinstance(found, Tensor):
+        if found.is_meta:
+            raise LabelError(f"`{argument}` expects numbers, got a tensor on the meta device, which holds none.")
         return found.detach()
     try:
         return torch.as_tensor(np.asarray(found))

@@ -117,8 +117,11 @@ def write_certificate(path: Path, entry: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps([*kept, entry], indent=2, ensure_ascii=False, allow_nan=False)
     part = path.with_name(f"{path.name}.part")  # never half a file
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _subject(entry: Mapping[str, Any]) -> list[Any]:

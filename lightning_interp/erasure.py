@@ -21,7 +21,7 @@ from lightning_interp.activations.select import Layer, find_module
 from lightning_interp.batches import Inputs
 from lightning_interp.cell_moments import CellMoments, cell_moments, from_state
 from lightning_interp.certificate import certificate
-from lightning_interp.errors import InterpError, InterpWarning, LayerError, NearestArgument, VariableError
+from lightning_interp.errors import InterpError, InterpWarning, LayerError, NearestArgument, VariableError, alike, described
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import code
 from lightning_interp.functional.erasure import Eraser, Second, erased, net, second, weighted_leace
@@ -32,8 +32,11 @@ from lightning_interp.functional.weights import MIN_PER_CELL, sample_weights
 from lightning_interp.penalties.contribution import halves
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader, token_mask
+from lightning_interp.saved_state import restoring
 from lightning_interp.training_design import TrainingDesign
 from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
+
+STATE_VERSION = 1
 
 
 class Coding(NamedTuple):
@@ -201,6 +204,8 @@ class Erasure(NearestArgument):
         self._steps = self._rows = 0
         self._worked = False
         self._standing = 0
+        self._hook = ExitStack()
+        self._own: Any = None  # the hook itself
         self._calls: list[Tensor] | None = None
         self._mask: Tensor | None = None
         self._mode = True
@@ -234,10 +239,20 @@ class Erasure(NearestArgument):
             stack.callback(setattr, self, "_mask", before)
             if not self._standing:  # one hook, however many are inside each other
                 stack.enter_context(eager(self.model))
-                stack.enter_context(hooked({self.layer: self._layer}, self._edit, recomputed=True))
+                stack.callback(self._hook.close)
+            self._stand()
             self._standing += 1
             stack.callback(self._leave)
             yield
+
+    def _stand(self) -> None:
+        """Hook the layer, unless it is; pruning and adapters put other modules in its place, and some take away all hooks."""
+        layer = self._layer.now(self.model, self.layer) if self.model is not None else self._layer
+        if layer.module is self._layer.module and any(hook is self._own for hook in layer.module._forward_hooks.values()):
+            return
+        self._layer = layer
+        self._hook.close()
+        self._own = self._hook.enter_context(hooked({self.layer: layer}, self._edit, recomputed=True))[self.layer]
 
     def _leave(self) -> None:
         self._standing -= 1
@@ -268,9 +283,23 @@ class Erasure(NearestArgument):
                 yield
             finally:
                 self._calls = None
-        if values is None or not self._take(values, calls):
+        if values is None or not self._learned(values, calls):
             self.skipped += 1
         self._steps += 1
+
+    def _learned(self, values: Tensor, calls: list[Tensor]) -> bool:
+        try:
+            return self._take(values, calls)
+        except Exception as problem:  # what a batch holds is the user's: an error at first, later nothing is learned
+            if not self._worked:
+                raise
+            self._say_bad(problem)
+            return False
+
+    def _say_bad(self, problem: Exception) -> None:
+        own = isinstance(problem, InterpError)  # the text of others may be another one every time
+        text = f"a batch without usable labels: nothing is learned from it: {described(problem)}"
+        self.say(text, None if own else f"bad: {type(problem).__name__}")
 
     def _values(self, batch: Any) -> Tensor | None:
         try:  # before the step, which may change the batch
@@ -278,7 +307,7 @@ class Erasure(NearestArgument):
         except Exception as problem:  # a label function is the user's; an error at first, later nothing is learned
             if not self._worked:
                 raise
-            self.say(f"a batch without usable labels: nothing is learned from it: {problem}")
+            self._say_bad(problem)
             return None
 
     def _edit(self, name: str, layer: Layer, output: Any) -> Any:
@@ -293,10 +322,10 @@ class Erasure(NearestArgument):
             pooled = self._pooling.pool(a.detach(), layer.module, self._mask)
             if self.eraser is not None and pooled.shape[1] != len(self.eraser.mean):
                 raise LayerError(f"an activation of width {pooled.shape[1]}, it was {len(self.eraser.mean)} before.")
-        except LayerError as problem:
+        except Exception as problem:  # what a layer gives is the user's
             if not self._worked:
-                raise LayerError(f"`layer={self.layer!r}`: {problem}") from problem
-            self.say(f"layer '{self.layer}' is left as it is in such runs: {problem}")
+                raise LayerError(f"`layer={self.layer!r}`: {described(problem)}") from problem
+            self.say(f"layer '{self.layer}' is left as it is in such runs: {described(problem)}")
             return None
         if watched and self._calls is not None:
             self._calls.append(pooled)
@@ -326,8 +355,8 @@ class Erasure(NearestArgument):
         if len(h) == 0:
             self.say("a batch in which no sample has all labels: nothing is learned from it")
             return False
-        self._worked = True
         self.design.observe(values)
+        self._worked = True
         discrete = self.design.discrete
         _, cell = unique_rows(values[:, torch.tensor(discrete, device=values.device)].contiguous())
         second = halves(cell) ^ bool(self._steps % 2)  # a cell's only sample goes to either half in turn
@@ -370,7 +399,7 @@ class Erasure(NearestArgument):
         try:
             coding = coding_of(self.variables, total)
             found = fit_eraser(total, coding, self.ridge)
-        except VariableError as problem:
+        except (VariableError, RuntimeError) as problem:  # of torch.linalg, where something is not finite
             self.obstacle = f"'{self.confounder.name}' given {[v.name for v in self.variables[1:]]}: {problem}"
             self.say(f"no fit of the eraser at layer '{self.layer}': {self.obstacle}")
             return None
@@ -381,15 +410,16 @@ class Erasure(NearestArgument):
         """How well a linear probe reads the confounder from what was passed on, cross-fitted over the two halves."""
         try:
             found = readable(coding_of(self.variables, self._left[0] + self._left[1]), self._left)
-        except VariableError:  # in so few rows it goes with the given ones
+        except (VariableError, RuntimeError):  # in so few rows it goes with the given ones
             return
         if found is not None:
             self.remaining = found
 
-    def say(self, text: str) -> None:
-        """Warn, once."""
-        if text not in self._said:
-            self._said.add(text)
+    def say(self, text: str, key: str | None = None) -> None:
+        """Warn, once; numbers in it make no other text."""
+        key = key or alike(text)
+        if key not in self._said:
+            self._said.add(key)
             warnings.warn(text, InterpWarning, stacklevel=4)
 
     def certificate(
@@ -422,6 +452,7 @@ class Erasure(NearestArgument):
         """Plain types and tensors only, for a checkpoint."""
         past, fresh = self._past, self._fresh
         return {
+            "version": STATE_VERSION,
             "design": self.design.state_dict(),
             "eraser": None if self.eraser is None else list(self.eraser),
             "weights": self.weights,
@@ -436,7 +467,15 @@ class Erasure(NearestArgument):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; of several processes the first has the rows since the last fit."""
+        """Continue from `state_dict`; of several processes the first has the rows since the last fit.
+
+        Raises:
+            InterpError: the state is of a later version, or lacks something.
+        """
+        with restoring("erasure", state, STATE_VERSION):
+            self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.design.load_state_dict(state["design"])
         self.eraser = None if state["eraser"] is None else Eraser(*state["eraser"])
         self.weights, self.remaining = state["weights"], state["remaining"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+_NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name
 
 
 class InterpError(ValueError):
@@ -67,6 +70,16 @@ class NearestArgument:
             if name not in known and not anything:
                 raise TypeError(f"{cls.__name__} has no argument '{name}'.{nearest(name, known)}")
         return super().__new__(cls)
+
+
+def described(problem: BaseException) -> str:
+    """An exception in a sentence: of others than our own, the kind as well."""
+    return str(problem) if isinstance(problem, InterpError) else f"{type(problem).__name__}: {problem}".rstrip(": ")
+
+
+def alike(text: str) -> str:
+    """A text without its numbers: what is to be said once may count differently the next time."""
+    return _NUMBER.sub("#", text)
 
 
 def nearest(name: str, known: Iterable[object], count: int = 3) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from lightning_interp.activations.select import module_names
 from lightning_interp.batches import Inputs, Place
 from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
-from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, at_least, nearest
+from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, at_least, described, nearest
 from lightning_interp.events import Event
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
@@ -25,13 +24,14 @@ from lightning_interp.probe import Probe
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
 from lightning_interp.results import Score
+from lightning_interp.saved_state import restoring
 from lightning_interp.variables import EXAMPLE_MEASURES, Variable, check_variables
 from lightning_interp.watcher import Watch
 
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
 STATE_VERSION = 1
-_NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name: what is said once may count differently
+LEFT_OUT = "batches were left out"
 
 
 class Monitor(Probe):
@@ -202,7 +202,7 @@ class Monitor(Probe):
         if self._collection.not_finite:
             self.say("batches with NaN or infinite outputs or activations are left out")
         if skipped:
-            notes.append(f"{skipped} batches were left out")
+            notes.append(f"{skipped} {LEFT_OUT}")
         shown = self._shown(eq, notes)
         results = self._layer_results(eq, notes)
         by_examples: dict[str, dict[str, Tensor]] = {}
@@ -228,8 +228,8 @@ class Monitor(Probe):
             entanglement=entanglements(results, eq, by_examples) if "entanglement" in self.measures else {},
             **(fields if "contribution" in self.measures else {}),
         )
-        if set(OWN_PASS) & set(self.measures):
-            event, said = self._own_passes().added(event, self.measures, eq, results, fields["magnitude"], shown)
+        for measure in (m for m in OWN_PASS if m in self.measures):
+            event, said = self._with_pass(event, measure, eq, results, fields["magnitude"], shown)
             notes += said
         return replace(event, notes=tuple(dict.fromkeys(notes)))
 
@@ -307,6 +307,23 @@ class Monitor(Probe):
             out.append(found)
         return out
 
+    def _with_pass(
+        self,
+        event: Event,
+        measure: str,
+        eq: Equation,
+        results: Mapping[str, LayerResult],
+        size: Mapping[str, float],
+        shown: Sequence[Shown],
+    ) -> tuple[Event, list[str]]:
+        """The event with the numbers of one pass, and notes; an error at first, later they are withheld."""
+        try:
+            return self._own_passes().added(event, [measure], eq, results, size, shown)
+        except Exception as problem:
+            if not self.history or world()[1] > 1:  # one process may be alone with it: the others would wait for it
+                raise
+            return event, [f"{measure} withheld: {described(problem)}"]
+
     def _own_passes(self) -> OwnPasses:
         watcher, caller = self._watcher, self._caller()
         return OwnPasses(caller, watcher.layers, self.labelled, self._reader, self._replay, self.seed)
@@ -316,7 +333,8 @@ class Monitor(Probe):
             if why not in event.notes:
                 self.say(f"'{name}' withheld: {why}")
         for note in event.notes:
-            self.say(note, key=_NUMBER.sub("#", note))
+            if not note.endswith(LEFT_OUT):  # why was said already
+                self.say(note)
         for name in self.suspects(event):
             self.say(self.alarm(event, name), key=f"over {name}")
 
@@ -363,13 +381,12 @@ class Monitor(Probe):
         """Continue from `state_dict`.
 
         Raises:
-            InterpError: the state is of a later version.
+            InterpError: the state is of a later version, or lacks something.
         """
-        if state.get("version", 0) > STATE_VERSION:
-            raise InterpError(
-                f"the checkpoint's monitor state has version {state['version']}, this library reads up to {STATE_VERSION}; "
-                "update lightning-interp."
-            )
+        with restoring("monitor", state, STATE_VERSION):
+            self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.history = tuple(Event.from_dict(e) for e in state["events"])
         self._directions = {layer: dict(found) for layer, found in state["directions"].items()}
         self._said = set(state["said"])

@@ -14,7 +14,8 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of
 from lightning_interp.batches import Inputs, moved
 from lightning_interp.collection import Rows
-from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, ProbeSetError, at_least
+from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, ProbeSetError, alike, at_least, described
+from lightning_interp.loaders import probe_loader
 from lightning_interp.passes import Caller, own_pass
 from lightning_interp.processes import world
 from lightning_interp.progress import bar
@@ -68,18 +69,34 @@ class Probe(NearestArgument, ABC):
     def event(self, step: int, epoch: int = 0) -> Any:
         """Measure everything from the rows seen since the last event."""
 
-    def measured(self, step: int, epoch: int = 0) -> Any | None:
+    def measured(self, step: int, epoch: int = 0, data: Any = None, cut: bool = False) -> Any | None:
         """An `event` in the middle of a training run; None where there is none, which is said.
 
         Wrong settings are an error at the first event; after that, nothing that is measured may end the training.
+
+        Args:
+            step: optimizer steps done.
+            epoch: zero-based.
+            data: batches, a `DataLoader` or a `Dataset` to run first; None: the rows that were watched.
+            cut: whether rows of this event were lost, which excuses also a first one.
         """
         try:
+            if data is not None:
+                self.run(probe_loader(data))
             return self.event(step, epoch)
-        except InterpError as problem:
-            if self.latest is None and not (isinstance(problem, ProbeSetError) and problem.skipped):
+        except Exception as problem:
+            self.restart()
+            if not cut and self._ends_training(problem):
                 raise
-            self.say(f"no event at step {step}: {problem}")
+            text = f"no event at step {step}: {described(problem)}"
+            self.say(text, None if isinstance(problem, InterpError) else f"no event: {type(problem).__name__}")
             return None
+
+    def _ends_training(self, problem: Exception) -> bool:
+        if self.latest is None:
+            return not (isinstance(problem, ProbeSetError) and problem.skipped)
+        # Ours are raised in all processes alike; of others one may be alone with it, and the rest would wait for it for ever.
+        return world()[1] > 1 and not isinstance(problem, InterpError)
 
     @abstractmethod
     def _take(self, watch: Watch, rows: Rows) -> None:
@@ -146,7 +163,6 @@ class Probe(NearestArgument, ABC):
     def restart(self) -> None:
         """Forget the rows seen since the last event."""
         if self._bound is not None:
-            self._bound.widths.clear()
             self._bound.refresh()
         self._skipped = 0
 
@@ -159,23 +175,24 @@ class Probe(NearestArgument, ABC):
 
     def _commit(self, watch: Watch, limit: int | None) -> None:
         try:
-            rows = self._watcher.rows(watch, limit)
-        except InterpError as problem:
+            self._take(watch, self._watcher.rows(watch, limit))
+        except Exception as problem:  # what a batch holds is the user's: nobody knows what may go wrong with it
             self._bad(problem)
             return
         self._ever_committed = True
-        self._take(watch, rows)
 
     def _bad(self, problem: Exception) -> None:
         """A batch that cannot be used: an error while nothing ever worked, later it is left out, counted, and said once."""
         if not self._ever_committed:
             raise problem
         self._skipped += 1
-        self.say(f"a batch was left out: {problem}")
+        own = isinstance(problem, InterpError)  # the text of others may be another one every time
+        self.say(f"a batch was left out: {described(problem)}", None if own else f"left out: {type(problem).__name__}")
 
     def say(self, text: str, key: str | None = None) -> None:
-        """Warn of something, once in a run and from one process."""
-        if (key or text) not in self._said:
-            self._said.add(key or text)
+        """Warn of something, once in a run and from one process; numbers in it make no other text."""
+        key = key or alike(text)
+        if key not in self._said:
+            self._said.add(key)
             if world()[0] == 0:
                 warnings.warn(text, InterpWarning, stacklevel=4)

@@ -54,6 +54,7 @@ class Reader:
         sample_id: Place | None,
     ) -> None:
         self.variables = variables
+        self._text: dict[int, bool] = {}  # which labels are text, as of the first batch
         self.inputs = inputs
         self.target = None if target is None else resolve_place(target, "target")
         self.cluster = None if cluster is None else resolve_place(cluster, "cluster")
@@ -85,6 +86,9 @@ class Reader:
             columns.append(column.to(columns[0].device) if columns else column)
             if printed:
                 names[j] = printed
+            if len(column) and self._text.setdefault(j, bool(printed)) != bool(printed):
+                now, before = ("text", "numbers") if printed else ("numbers", "text")
+                raise LabelError(f"`label of '{v.name}'` gives {now}, it gave {before} in the batches before.")
             if len(column) != len(columns[0]):
                 raise LabelError(
                     f"`label of '{v.name}'` has {len(column)} values, that of '{self.variables[0].name}' {len(columns[0])}: "

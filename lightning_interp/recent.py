@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_interp.events import Event
 from lightning_interp.functional.table import Table, table
 from lightning_interp.measurement import contributions, equation
-from lightning_interp.processes import gathered
+from lightning_interp.processes import gathered, world
 from lightning_interp.variables import Variable
 
 
@@ -34,6 +35,15 @@ class Recent:
         self._kept.append((values.detach(), output.detach()))
         while sum(len(v) for v, _ in self._kept[1:]) >= self.rows:
             self._kept.pop(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors; the rows of this process only."""
+        return {"task": self.task, "kept": [[v.cpu(), o.cpu()] for v, o in self._kept]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; of several processes the first has the rows."""
+        self.task = state["task"]
+        self._kept = [(v, o) for v, o in state["kept"]] if world()[0] == 0 else []
 
     def event(self, step: int, epoch: int = 0) -> Event | None:
         """The equation of the rows of all processes, which are forgotten then: a collective.

@@ -160,7 +160,7 @@ class StepWatcher:
             self._eager = True
             return f"{absent} was compiled before it was hooked: the steps run eagerly from now on"
         if not bool(torch.isfinite(step.values).all()):
-            return "a batch whose labels and outputs do not agree has no penalty"
+            return "a batch with labels that are not finite has no penalty"
         if absent:
             return f"{absent} did not run in the step: the penalty cannot act"
         raw = self._usable(f"the output '{self.output.name}'", self.output, outputs)

@@ -16,18 +16,21 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs, Place, load_function
 from lightning_interp.budget import Budget, Reading, check_measure, reading
 from lightning_interp.certificate import certificate
-from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, VariableError
+from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, VariableError, alike, described
 from lightning_interp.events import Event
 from lightning_interp.held_out import HeldOut
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
 from lightning_interp.reading import Reader
 from lightning_interp.recent import Recent
+from lightning_interp.saved_state import restoring
 from lightning_interp.shown_pattern import MOST, ShownPattern
 from lightning_interp.step_watcher import StepWatcher, Taken
 from lightning_interp.training_design import TrainingDesign
 from lightning_interp.training_steps import Losses, TrainingSteps
 from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
+STATE_VERSION = 1
+IDLE = 100  # batches
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next
 
@@ -135,6 +138,8 @@ class Suppression(NearestArgument):
         self._used = 0.0  # the last weight that was
         self._compared = False
         self._worked = False
+        self._unread = False  # the labels of this batch
+        self._idle = 0  # batches in a row from which the term could not be had
         self._said: set[str] = set()
         self.skipped = 0
         self.acted = 0
@@ -241,14 +246,15 @@ class Suppression(NearestArgument):
         watcher, self.last = self._watcher, {}
         if self._shown is not None:
             for note in self._shown.step(lambda: watcher.shown(self.confounder, MOST)):
-                self._say(note)
+                self.say(note)
         read = None
         try:
             read = watcher.read(batch)
         except Exception as problem:  # a label function is the user's; an error at first, later the batch has no penalty
             if not self._worked:
                 raise
-            self._say(f"a batch has no penalty: {problem}")
+            self._say_bad(problem)
+        self._unread = read is None
         with watcher.watching(batch):
             if read is not None:
                 watcher.step.values, watcher.step.target = read
@@ -284,21 +290,31 @@ class Suppression(NearestArgument):
             self._in_force = self._begun = True
             self._used = self.weight
         if isinstance(taken, str):
-            return self._skip(zero, taken)
-        with torch.autocast(taken.raw.device.type, enabled=False):
-            return self._term(taken, loss, torch.zeros((), device=taken.raw.device))
+            return self._skip(zero, None if self._unread else taken)
+        try:
+            with torch.autocast(taken.raw.device.type, enabled=False):
+                return self._term(taken, loss, torch.zeros((), device=taken.raw.device))
+        except Exception as problem:  # an intervention, `inputs` and `loss_fn` are the user's, and so is the network
+            if not self.acted:
+                raise
+            self._say_bad(problem)
+            return self._skip(zero, None)
 
     def _term(self, taken: Taken, loss: Tensor | None, zero: Tensor) -> Tensor:
         step = self._step(taken)
         if step is None:
             return self._skip(zero, None)
-        self._check_losses(step, loss)
+        if not self._losses_fit(step, loss):
+            return self._skip(zero, "`loss_fn` gives losses that are not finite; there is no penalty in such steps")
         weight = self.weight
         if weight == 0 and self.only_above is not None:
             self.last = {"penalty_weight": 0.0}
             return zero
         extra = self._reweight(step) if self.balance else None
         term = self._called(step)
+        self._idle = self._idle + 1 if term is None else 0
+        if self._idle == IDLE:
+            self.say(self._why_idle())
         if term is None or not term.requires_grad or not bool(torch.isfinite(term)):
             left = self._skip(zero, None if term is None else self._why_not(term))
             return left if extra is None else self.factor * extra
@@ -326,7 +342,7 @@ class Suppression(NearestArgument):
         except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
             if not self._worked:
                 raise
-            self._say(str(problem))
+            self._say_bad(problem)
         self._worked = self._worked or found is not None
         if found is not None and self.recent is not None:
             self.recent.add(watcher.step.values, found.output, found.task)
@@ -339,6 +355,14 @@ class Suppression(NearestArgument):
         along = (lambda task, d: self._along(taken, task, d)) if self.term.needs_derivative else None
         return self.steps.unlabelled(taken.exact, self._watcher.step.target, self._watcher.hidden(taken), along, direction)
 
+    def _why_idle(self) -> str:
+        rarest = float(self.steps.design.frequency.min())
+        return (
+            f"`penalty={self._kind}` could not be had from {IDLE} batches in a row: {self.steps.design.cells} cells of the "
+            f"variables were seen, the rarest in {100 * rarest:.2g} % of the samples, and a batch with its window must hold "
+            "them all. Larger batches, or fewer variables in `given`, make it act; so does a corrupt label that is left out."
+        )
+
     def _why_not(self, term: Tensor) -> str:
         if not term.requires_grad:
             return f"`penalty={self._kind}` carries no gradient: it cannot act"
@@ -350,7 +374,7 @@ class Suppression(NearestArgument):
         rows = self.steps.design.rows
         if rows >= ENOUGH:  # before, the first counter-example may still come
             name, given = self.confounder.name, ", ".join(f"'{v.name}'" for v in self.variables[1:])
-            self._say(
+            self.say(
                 f"no sample in {rows} tells '{name}' from what is given ({given}): one is a function of the other, and "
                 f"`penalty={self._kind}` cannot act. An `intervention` with InvariancePenalty can.",
                 key="inseparable",
@@ -360,25 +384,28 @@ class Suppression(NearestArgument):
     def _along(self, taken: Taken, task: str, direction: Tensor) -> Tensor:
         found = self._watcher.along(taken, task, direction)
         if not bool(found.detach().any()):
-            self._say(
+            self.say(
                 f"the output '{self.output or 'forward'}' does not answer to the layer '{self.layer}': its derivative is 0, "
                 "and the penalty has no effect"
             )
         return found
 
-    def _check_losses(self, step: Step, loss: Tensor | None) -> None:
+    def _losses_fit(self, step: Step, loss: Tensor | None) -> bool:
+        """Whether the losses of the samples can be used, if they are needed; what is odd about them is said."""
         if step.losses is None:
             if self.balance or self.term.needs_target:
                 what = f"`penalty={self._kind}`" if self.term.needs_target else "`balance=True`"
-                self._say(f"{what} needs the task's label, and there is none in the batch: name its place in `target`")
+                self.say(f"{what} needs the task's label, and there is none in the batch: name its place in `target`")
         elif self.term.replaces_loss and loss is not None and not self._compared:
             self._compared = True
             ours, theirs = float(step.losses.detach().mean()), float(loss.detach())
             if not math.isclose(ours, theirs, rel_tol=0.02, abs_tol=1e-6):
-                self._say(
+                self.say(
                     f"the mean of `loss_fn` is {ours:.4g}, the loss returned is {theirs:.4g}: "
                     f"`penalty={self._kind}` replaces the first. Give the task's own loss as `loss_fn`."
                 )
+        needed = self.balance or self.term.needs_target
+        return step.losses is None or not needed or bool(torch.isfinite(step.losses).all())
 
     def _scale(self, raw: Tensor, term: Tensor, loss: Tensor | None, extra: Tensor | None, step: Step) -> Tensor:
         task = loss if loss is not None else None if step.losses is None else step.losses.mean()
@@ -389,7 +416,7 @@ class Suppression(NearestArgument):
         (ours,) = torch.autograd.grad(term, raw, retain_graph=True, allow_unused=True)
         if own is None or ours is None:
             what = "loss" if own is None else "penalty"
-            self._say(f"the {what} does not depend on the output: the penalty is not capped")
+            self.say(f"the {what} does not depend on the output: the penalty is not capped")
             return torch.ones((), device=raw.device)
         allowed = own.double().norm()  # in half precision squares vanish
         if self.budget is not None:
@@ -402,12 +429,18 @@ class Suppression(NearestArgument):
     def _skip(self, zero: Tensor, why: str | None) -> Tensor:
         self.skipped += 1
         if why:
-            self._say(why)
+            self.say(why)
         return zero
 
-    def _say(self, text: str, key: str | None = None) -> None:
-        if (key or text) not in self._said:
-            self._said.add(key or text)
+    def _say_bad(self, problem: Exception) -> None:
+        own = isinstance(problem, InterpError)  # the text of others may be another one every time
+        self.say(f"a batch has no penalty: {described(problem)}", None if own else f"bad: {type(problem).__name__}")
+
+    def say(self, text: str, key: str | None = None) -> None:
+        """Warn, once; numbers in it make no other text."""
+        key = key or alike(text)
+        if key not in self._said:
+            self._said.add(key)
             warnings.warn(text, InterpWarning, stacklevel=5)
 
     # --- measurements -------------------------------------------------------------------------------------------------
@@ -443,7 +476,7 @@ class Suppression(NearestArgument):
             self.budget.update(now)
             cannot = self.budget.report(self.confounder.name)
             if cannot:
-                self._say(cannot, key="budget")
+                self.say(cannot, key="budget")
 
     def measure(self, step: int = 0, epoch: int = 0) -> None:
         """Where there is no monitor: measure on the latest training batches; with several processes, all must call it."""
@@ -452,8 +485,8 @@ class Suppression(NearestArgument):
         event = None
         try:
             event = self.recent.event(step, epoch)
-        except VariableError as problem:
-            self._say(f"`{self._reads}` finds nothing in the training batches: {problem}", key="nothing")
+        except Exception as problem:  # what was measured must not end the training
+            self.say(f"`{self._reads}` finds nothing in the training batches: {described(problem)}", key="nothing")
         if event is not None:
             self.observe(event)
 
@@ -463,14 +496,14 @@ class Suppression(NearestArgument):
 
     def _say_what_is_read(self, event: Event, missing: str | None) -> None:
         if event.mode == "train":
-            self._say(
+            self.say(
                 f"`{self._reads}` reads the training batches, whose labels a network can memorise; it holds better on the "
                 "validation or probe data of a ConceptMonitor that measures 'contribution'"
             )
         if missing:
             found = event.contribution.get(self.confounder.name)
             why = found.note if found and found.note else f"it has no {missing} of '{self.confounder.name}'"
-            self._say(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
+            self.say(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
 
     def reading(self, event: Event) -> Reading:
         """What an event says of the confounder."""
@@ -508,6 +541,8 @@ class Suppression(NearestArgument):
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors only, for a checkpoint."""
         return {
+            "version": STATE_VERSION,
+            "recent": None if self.recent is None else self.recent.state_dict(),
             "steps": self.steps.state_dict(),
             "skipped": self.skipped,
             "acted": self.acted,
@@ -523,7 +558,17 @@ class Suppression(NearestArgument):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`.
+
+        Raises:
+            InterpError: the state is of a later version, or lacks something.
+        """
+        with restoring("suppression", state, STATE_VERSION):
+            self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if self.recent is not None and state.get("recent") is not None:
+            self.recent.load_state_dict(state["recent"])
         self.steps.load_state_dict(state["steps"])
         self.skipped, self.acted = state["skipped"], state["acted"]
         self._worked = True

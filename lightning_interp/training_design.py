@@ -47,9 +47,18 @@ class TrainingDesign:
         self._sums = torch.zeros(3, len(self.variables), dtype=torch.float64)  # n, mean, Σ(x − mean)² of each variable
 
     def observe(self, values: Tensor) -> None:
-        """Take a batch's raw values `[n, p]` into account."""
+        """Take a batch's raw values `[n, p]` into account.
+
+        Raises:
+            VariableError: a variable declared binary would have more than two values; the batch is not counted then.
+        """
+        if not len(values):
+            return
         if self._discrete is None:
             self._discrete = [is_discrete(v.kind, values[:, j], False) for j, v in enumerate(self.variables)]
+        for j in self._columns:
+            if self.variables[j].kind == "binary":
+                self._check_binary(j, values[:, j])
         rows, index = unique_rows(values[:, self._columns].contiguous())
         for key, count in zip(map(tuple, rows.tolist()), torch.bincount(index, minlength=len(rows)).tolist()):
             self._counts[key] = self._counts.get(key, 0) + count
@@ -61,6 +70,14 @@ class TrainingDesign:
         delta = new_mean - mean
         m2 = m2 + ((values.double().cpu() - new_mean) ** 2).sum(0) + delta**2 * n * k / (n + k)
         self._sums = torch.stack([n + k, mean + delta * k / (n + k), m2])
+
+    def _check_binary(self, j: int, column: Tensor) -> None:
+        levels = sorted({*self._levels(j), *torch.unique(column).tolist()})
+        if len(levels) > 2:
+            raise VariableError(
+                f"variable '{self.variables[j].name}': `kind='binary'` expects two values, got {len(levels)} "
+                f"({', '.join(f'{x:g}' for x in levels[:4])}, …). Use kind='categorical' or kind='continuous'."
+            )
 
     @property
     def discrete(self) -> tuple[bool, ...]:
@@ -115,11 +132,6 @@ class TrainingDesign:
                 levels = self._levels(j)
                 if len(levels) < 2:
                     return None
-                if v.kind == "binary" and len(levels) > 2:
-                    raise VariableError(
-                        f"variable '{v.name}': `kind='binary'` expects two values, got {len(levels)} "
-                        f"({', '.join(f'{x:g}' for x in levels[:4])}, …). Use kind='categorical' or kind='continuous'."
-                    )
                 out.append(Factor(v.name, "binary" if len(levels) == 2 else "categorical", j, levels, tuple(map(str, levels))))
                 continue
             n, mean, m2 = self._sums[:, j].tolist()
@@ -162,7 +174,13 @@ class TrainingDesign:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`.
+
+        Raises:
+            VariableError: the state is of another number of variables.
+        """
+        if state["sums"].shape[1] != len(self.variables):
+            raise VariableError(f"it is of {state['sums'].shape[1]} variables, {len(self.variables)} are given now")
         self._discrete = state["discrete"]
         self._counts = {tuple(key): count for key, count in state["cells"]}
         self._sums = state["sums"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_interp.errors import InterpError, described
 from lightning_interp.functional.coding import Factor
 from lightning_interp.functional.outputs import explain_output
 from lightning_interp.penalties import Step
@@ -59,6 +60,7 @@ class TrainingSteps:
 
         Raises:
             VariableError: a variable declared binary has more than two values.
+            InterpError: `loss_fn` does not give one loss per sample.
         """
         explained = explain_output(raw, target)
         self.design.observe(values)
@@ -84,7 +86,7 @@ class TrainingSteps:
             self.design.cells,
             self.design.frequency.to(raw.device),
             window,
-            None if target is None else self._losses(raw, target),
+            None if target is None else self._per_sample(raw, target),
             None if intervened is None else lambda: explain_output(intervened(), None, task).output,
             hidden,
             None if along is None else lambda direction: along(task, direction),
@@ -120,6 +122,21 @@ class TrainingSteps:
             shown,
             task=task,
         )
+
+    def _per_sample(self, raw: Tensor, target: Tensor) -> Tensor:
+        try:
+            losses = self._losses(raw, target)
+        except Exception as problem:  # it may be the user's
+            raise InterpError(
+                f"`loss_fn` failed for an output of shape {list(raw.shape)} and a target of shape {list(target.shape)}: "
+                f"{described(problem)}"
+            ) from problem
+        if losses.shape != raw.shape[:1]:
+            raise InterpError(
+                f"`loss_fn` expects a function that gives one loss per sample, [{len(raw)}], got {list(losses.shape)} for an "
+                f"output of shape {list(raw.shape)} and a target of shape {list(target.shape)}."
+            )
+        return losses
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors only."""

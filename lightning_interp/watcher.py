@@ -15,7 +15,7 @@ from lightning_interp.activations.pooling import Pooling, output_of, tensor_of
 from lightning_interp.activations.quiet import compiled, eager
 from lightning_interp.activations.select import Layer, find_module, module_names, select
 from lightning_interp.collection import Rows, all_finite
-from lightning_interp.errors import InterpError, LabelError, LayerError
+from lightning_interp.errors import InterpError, LabelError, LayerError, described
 from lightning_interp.reading import Labels
 
 
@@ -69,11 +69,18 @@ class Watcher:
         self._say = say
         self._root = RootCalls()
         self.refresh()
-        self.widths: dict[str, int] = {}
 
     def refresh(self) -> None:
-        """Look at the model anew: parts of it may have been compiled since."""
+        """Look at the model anew: parts of it may have been compiled since, other rows are to come."""
         self._compiled = compiled(self.model)
+        self.widths: dict[str, int] = {}
+        self.target_shape: list[int] | None = None
+
+    def _follow(self) -> None:
+        """A name stands for what is there now: pruning and adapters put other modules in place of those that were found."""
+        self.layers = {name: layer.now(self.model, name) for name, layer in self.layers.items()}
+        if self.output is not None and self._output_name is not None:
+            self.output = self.output.now(self.model, self._output_name)
 
     @contextmanager
     def hooks(self, watch: Watch, root: bool = True) -> Iterator[None]:
@@ -85,19 +92,24 @@ class Watcher:
         """
 
         def read_layer(name: str, layer: Layer, output: Any) -> None:
-            a = tensor_of(output, layer.key)
-            if a is None:
-                return
             try:
+                a = tensor_of(output, layer.key)
+                if a is None:
+                    return
                 pooled = self._pooling.pool(a.detach(), layer.module, watch.labels.mask)
                 watch.layers.setdefault(name, []).append(pooled)
             except Exception as problem:  # a pooling function is the user's: it may raise anything
-                watch.problem = LayerError(f"layer '{name}': {problem}")
+                watch.problem = LayerError(f"layer '{name}': {described(problem)}")
 
         def read_output(name: str, layer: Layer, output: Any) -> None:
-            if not self._root.wrapping:
+            if self._root.wrapping:
+                return
+            try:
                 watch.take(output, layer.key)
+            except Exception as problem:  # nor does it feel ours
+                watch.problem = LayerError(f"`output={self._output_name!r}`: {described(problem)}")
 
+        self._follow()
         with ExitStack() as stack:
             stack.enter_context(eager(self.model, self._compiled))
             stack.enter_context(hooked(self.layers, read_layer))
@@ -146,6 +158,10 @@ class Watcher:
             classes = not target.is_floating_point() or bool(((target == 0) | (target == 1)).all())
             if classes and labels not in (1, outputs):
                 raise LabelError(f"`target` has {labels} values per sample, the output has {outputs}.")
+            shape, former = list(target.shape[1:]), self.target_shape
+            self.target_shape = shape if former is None else former
+            if shape != self.target_shape:
+                raise LabelError(f"`target` has shape {shape} per sample, it had {former} in the batches before.")
         for name, a in {"": output, **layers}.items():
             width = a.shape[1] if a.ndim > 1 else 1
             before = self.widths.setdefault(name, width)

@@ -52,6 +52,7 @@ ORDER = [
     "events",
     "results",
     "schedules",
+    "saved_state",
     "errors",
 ]
 ROOT = Path(lightning_interp.__file__).parent

@@ -16,7 +16,7 @@ from lightning_interp.activations.select import Layer, select
 Read = Callable[[str, Layer, Any], Any]
 
 
-class _Hook:
+class Hook:
     """A forward hook that hands each output to `read`; a copy of the model does not copy what stands behind it."""
 
     def __init__(self, name: str, layer: Layer, read: Read, recomputed: bool) -> None:
@@ -24,19 +24,32 @@ class _Hook:
         self._passes = own_passes()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook."""
         if module is not self.layer.module:  # a copy of the model, made while hooked
             return None
         if not self.recomputed and (in_backward() or own_passes() > self._passes):  # activation checkpointing runs it again
             return None
         return self.read(self.name, self.layer, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return no_hook, ()
+
+
+def no_hook() -> Callable[..., None]:
+    """What a hook of ours becomes in a pickle of the model: one that does nothing."""
+    return _let_be
+
+
+def _let_be(module: nn.Module, args: Any, output: Any) -> None:
+    return None
 
 
 def is_reader(hook: Any) -> bool:
     """Whether a forward hook is one of `hooked` that does not see passes of the library's own."""
-    return isinstance(hook, _Hook) and not hook.recomputed
+    return isinstance(hook, Hook) and not hook.recomputed
 
 
 def in_backward() -> bool:
@@ -46,7 +59,7 @@ def in_backward() -> bool:
 
 
 @contextmanager
-def hooked(layers: Mapping[str, Layer], read: Read, recomputed: bool = False) -> Iterator[None]:
+def hooked(layers: Mapping[str, Layer], read: Read, recomputed: bool = False) -> Iterator[dict[str, Hook]]:
     """Call `read(name, layer, output)` after each run of the layers; what it returns, if anything, replaces the output.
 
     Args:
@@ -54,11 +67,15 @@ def hooked(layers: Mapping[str, Layer], read: Read, recomputed: bool = False) ->
         read: called in the forward pass.
         recomputed: also called where activation checkpointing runs a layer again, and in passes of the library's own that begin
             while inside: what changes the output must do so every time.
+
+    Yields:
+        {name: its hook}.
     """
+    hooks = {name: Hook(name, layer, read, recomputed) for name, layer in layers.items()}
     with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.module.register_forward_hook(_Hook(name, layer, read, recomputed)).remove)
-        yield
+        for hook in hooks.values():
+            stack.callback(hook.layer.module.register_forward_hook(hook).remove)
+        yield hooks
 
 
 class RootCalls:

@@ -29,6 +29,28 @@ class Layer(NamedTuple):
     key: str | None
     named: bool
 
+    def now(self, model: nn.Module, name: str) -> Layer:
+        """The layer with the module that stands at its name by now; where none does, it stays as it was, and runs no more."""
+        found = module_at(model, name.partition(":")[0])
+        return self if found is None or found is self.module else self._replace(module=found)
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of a dotted name as `module_names` has it, without looking at all the others; None if there is none."""
+    found = _innermost(model)
+    for part in path.split("."):
+        child = found._modules.get(part)
+        if child is None:
+            return None
+        found = _innermost(child)
+    return found
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    inside = next((name for name in _WRAPPERS if name in module._modules), None)
+    child = None if inside is None else module._modules[inside]
+    return module if child is None else _innermost(child)
+
 
 def module_names(model: nn.Module) -> dict[str, nn.Module]:
     """{dotted name without wrappers: innermost module}; the model itself is ""."""

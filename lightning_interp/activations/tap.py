@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_interp.activations.capture import RootCalls, in_backward
+from lightning_interp.activations.capture import RootCalls, in_backward, no_hook
 from lightning_interp.activations.pooling import output_of, tensor_of, with_tensor
 from lightning_interp.activations.quiet import own_passes
 from lightning_interp.activations.select import Layer, find_module
@@ -42,6 +42,7 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, name: str | None, argument: str, output: bool, reached: bool = False) -> None:
+        self._model = model
         self.layer = Layer(model, None, True) if name is None else find_module(model, name, argument)
         self.name = name or "forward"
         self.blind = False
@@ -97,6 +98,8 @@ class Tap:
         before = self._into, self._put, self._passes
         self._into, self._put, self._passes, self.blind = into, put, own_passes(), False
         with ExitStack() as stack:
+            if before[0] is None:
+                self._follow()
             if before[0] is None and not self._standing:
                 self._hook(stack)
             try:
@@ -110,8 +113,15 @@ class Tap:
         if self._root is not None:
             stack.enter_context(self._root.watching(self.layer.module))
 
+    def _follow(self) -> None:
+        if self._root is None and not self._standing:  # what stands for a compiled model stands where it was compiled
+            self.layer = self.layer.now(self._model, self.name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return no_hook, ()
 
 
 def fitting(raws: Sequence[Tensor], rows: int) -> Tensor | None:

@@ -9,11 +9,18 @@ from typing import Any
 
 from lightning_interp.callbacks.probing import Trainer
 from lightning_interp.certificate import write_certificate
-from lightning_interp.errors import InterpWarning
+from lightning_interp.errors import InterpWarning, described
 
 
 def certificate_path(trainer: Trainer) -> tuple[Path | None, list[str]]:
     """Beside the last checkpoint, else in the logger's folder; None for a run that writes neither here. And what to note."""
+    try:
+        return _place(trainer)
+    except Exception as problem:  # a logger is the user's
+        return None, [f"no place for a certificate: {described(problem)}"]
+
+
+def _place(trainer: Trainer) -> tuple[Path | None, list[str]]:
     checkpoint = trainer.checkpoint_callback
     last, best = (getattr(checkpoint, name, "") for name in ("last_model_path", "best_model_path"))
     saved = last or best
@@ -31,6 +38,6 @@ def keep_certificate(trainer: Trainer, path: Path | None, entry: Mapping[str, An
         return
     try:
         write_certificate(path, entry)
-    except (OSError, ValueError) as problem:
-        text = f"no certificate at {path}: {problem}. It stands in the callback's `certificate`."
+    except Exception as problem:
+        text = f"no certificate at {path}: {described(problem)}. It stands in the callback's `certificate`."
         warnings.warn(text, InterpWarning, stacklevel=3)

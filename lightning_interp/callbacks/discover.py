@@ -38,7 +38,8 @@ class DiscoverFeatures(ProbingCallback[Discovery]):
         inputs: what passes of its own give the model: a key, an index or a dotted path gives one positional argument, a list of
             keys keyword arguments, a function `(model, batch) -> output` does as it likes; None takes the first element of a
             tuple or list, else the batch itself.
-        data: "val", "train" (the last batches before an event), a DataLoader or a Dataset.
+        data: "val", "train" (the last batches before an event; where a run is stopped among them and resumed, those before are
+            not in it, which is said), a DataLoader or a Dataset.
         every_n_epochs: events at epochs 0, n, 2n, …; with neither, every epoch.
         every_n_train_steps: events at optimizer steps n, 2n, …; not with data="val".
         dictionary: how features are found: `SplitDictionary()`, the default, or `TopKDictionary()`.
@@ -135,9 +136,9 @@ class DiscoverFeatures(ProbingCallback[Discovery]):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
-        return {"discovery": self.discovery.state_dict(), "steps": self._steps}
+        return {**super().state_dict(), "discovery": self.discovery.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
+        super().load_state_dict(state_dict)
         self.discovery.load_state_dict(state_dict["discovery"])
-        self._steps = state_dict["steps"]

@@ -43,7 +43,8 @@ class ConceptMonitor(ProbingCallback[Monitor]):
             withheld.
         inputs: what passes of the library's own give the model: a key, an index or a dotted path, a list of keys, or a function
             `(model, batch) -> output`; None: the first element of a tuple or list, else the batch itself.
-        data: "val" or "train" reads what the loop runs; a DataLoader or Dataset gets a pass of its own.
+        data: "val" or "train" reads what the loop runs; a DataLoader or Dataset gets a pass of its own. "train" is the last
+            batches before an event; where a run is stopped among them and resumed, those before are not in it, which is said.
         every_n_epochs: epochs between events; None: every epoch, unless steps are given.
         every_n_train_steps: optimizer steps between events.
         measures: of "contribution", "decodability", "groups", "entanglement"; and of "sensitivity", "mediation",
@@ -146,10 +147,10 @@ class ConceptMonitor(ProbingCallback[Monitor]):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
-        return {"monitor": self.monitor.state_dict(), "steps": self._steps, "alarmed": sorted(self._alarmed)}
+        return {**super().state_dict(), "monitor": self.monitor.state_dict(), "alarmed": sorted(self._alarmed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
+        super().load_state_dict(state_dict)
         self.monitor.load_state_dict(state_dict["monitor"])
-        self._steps = state_dict["steps"]
         self._alarmed = set(state_dict["alarmed"])

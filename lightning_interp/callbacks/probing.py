@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_interp.batches import size
-from lightning_interp.errors import InterpError, NearestArgument, nearest
-from lightning_interp.loaders import PaddingCount, probe_loader
+from lightning_interp.errors import InterpError, NearestArgument, described, nearest
+from lightning_interp.loaders import PaddingCount
 from lightning_interp.probe import Probe
 from lightning_interp.progress import bars
 from lightning_interp.schedules import Schedule
@@ -71,6 +71,8 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
         self._steps = 0  # optimizer steps, counted once however many optimizers there are
         self._global_step = 0
         self._padding = PaddingCount(None)
+        self._watched = 0  # training batches since the last event
+        self._cut = 0  # of these, those before a checkpoint that was resumed from: their rows are lost
 
     @abstractmethod
     def _show(self, writers: Sequence[Any], event: Any, step: int) -> None:
@@ -81,6 +83,16 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
         """Two of a kind in one Trainer need different prefixes."""
         return f"{type(self).__qualname__}{{'prefix': {self.prefix!r}}}"
 
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
+        return {"steps": self._steps, "watched": self._watched + self._cut}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue as if never stopped; but of a training window that a checkpoint cuts, the rows before are lost."""
+        self._steps, self._cut = state_dict["steps"], state_dict.get("watched", 0)
+
     # --- the run's ends -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +102,10 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the data that is to be watched never comes."""
         self._global_step = trainer.global_step  # not in on_fit_start: a checkpoint's step is restored after it
+        if self._cut:
+            self.probe.say(
+                f"the run was stopped within the window of the next event: the first {self._cut} batches are not in it"
+            )
         if self.data == "val" and not validates(trainer):
             self.probe.say(
                 "`data='val'`: this Trainer runs no validation loop, so there will be no event. "
@@ -111,6 +127,7 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
     def _discard(self, exception: BaseException | None) -> None:
         self._abandon(exception)
         self.probe.restart()
+        self._cut, self._watched = self._cut + self._watched, 0
 
     def _abandon(self, exception: BaseException | None = None) -> None:
         """Remove the hooks and forget the batch, where its end never came."""
@@ -213,22 +230,19 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _watch(self, batch: Any, limit: int | None) -> None:
+        self._watched += self.data == "train"
         self._watching.enter_context(self.probe.watching(batch, limit))
 
     def _measure(self, trainer: Trainer, after: int = 0) -> None:
         with bars(trainer.progress_bar_callback is not None):
-            event = self._event(trainer)
+            data = None if isinstance(self.data, str) else self.data
+            event = self.probe.measured(trainer.global_step, trainer.current_epoch, data, cut=self._cut > 0)
+        self._watched = self._cut = 0
         if event is None:
             return
         self._publish(trainer, event)
         if not _dry(trainer):
             self._write(trainer, event, logger_step(trainer) - after)
-
-    def _event(self, trainer: Trainer) -> Any:
-        """What the probe measures now; None where it could not, which was said."""
-        if not isinstance(self.data, str):
-            self.probe.run(probe_loader(self.data))
-        return self.probe.measured(trainer.global_step, trainer.current_epoch)
 
     def _publish(self, trainer: Trainer, event: Any) -> None:
         # Not `log`: that is gated by log_every_n_steps, averages what two callbacks log, and is not allowed in every hook.
@@ -239,16 +253,35 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
         )
 
     def _write(self, trainer: Trainer, event: Any, step: int) -> None:
-        scalars = self._scalars(event)
+        log_to_all(trainer, self._scalars(event), step, self.probe.say)
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
-        if trainer.is_global_zero:
-            found = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-            self._show([writer for writer in found if hasattr(writer, "add_custom_scalars")], event, step)
+            with forgiven(logger, self.probe.say):
+                writer = getattr(logger, "experiment", None)
+                if hasattr(writer, "add_custom_scalars"):
+                    self._show([writer], event, step)
 
     def _scalars(self, event: Any) -> dict[str, float]:
         start = f"{self.prefix}/" if self.prefix else ""
         return {start + key: value for key, value in event.scalars().items()}
+
+
+@contextmanager
+def forgiven(logger: Any, say: Callable[[str, str], None]) -> Iterator[None]:
+    """A logger that fails with what is ours, for a full disk or a lost connection, is said, and training goes on."""
+    try:
+        yield
+    except Exception as problem:
+        name = type(logger).__name__
+        say(f"{name} could not take what was measured: {described(problem)}", f"logger {name}: {type(problem).__name__}")
+
+
+def log_to_all(trainer: Trainer, scalars: dict[str, float], step: int, say: Callable[[str, str], None]) -> None:
+    """Give numbers to every logger of the Trainer."""
+    for logger in trainer.loggers:
+        with forgiven(logger, say):
+            logger.log_metrics(scalars, step=step)
 
 
 def _dry(trainer: Trainer) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_interp.callbacks.certificates import certificate_path, keep_certificate
 from lightning_interp.callbacks.monitor import ConceptMonitor
-from lightning_interp.callbacks.probing import Callback, LightningModule, Trainer, logger_step
+from lightning_interp.callbacks.probing import Callback, LightningModule, Trainer, log_to_all, logger_step
 from lightning_interp.callbacks.training_loss import TrainingLoss
 from lightning_interp.callbacks.variables_by_name import find_variable, measuring, monitors_of
 from lightning_interp.errors import InterpError, NearestArgument
@@ -206,8 +206,7 @@ class SuppressConfounder(NearestArgument, Callback):
         step, every = logger_step(trainer), trainer.log_every_n_steps  # type: ignore[attr-defined]
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches and batch_idx + 1 != trainer.num_training_batches
         if every and (step + 1) % every == 0 and not accumulating:
-            for logger in trainer.loggers:
-                logger.log_metrics({key: float(value) for key, value in found.items()}, step=step)
+            log_to_all(trainer, {key: float(value) for key, value in found.items()}, step, self.suppression.say)
 
     # --- state --------------------------------------------------------------------------------------------------------
 

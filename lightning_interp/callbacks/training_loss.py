@@ -115,11 +115,19 @@ class _Standing:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In a pickle as well the method is there itself; the module may hold another's, put there before.
+        return (getattr, (self._module, self._name)) if self.before is None else (_itself, (self.before,))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self._module))
         if copied is None:
             return self
         return getattr(type(copied), self._name).__get__(copied) if self.before is None else copy.deepcopy(self.before, memo)
+
+
+def _itself(method: Any) -> Any:
+    return method
 
 
 def _result(added: Added, result: Any) -> Any:

@@ -37,6 +37,7 @@ from lightning_interp.passes import Replay
 from lightning_interp.probe import Probe
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
+from lightning_interp.saved_state import restoring
 from lightning_interp.variables import Confounder, Variable, check_labelled, check_variables
 from lightning_interp.watcher import Watch
 
@@ -399,13 +400,12 @@ class Discovery(Probe):
         """Continue from `state_dict`.
 
         Raises:
-            InterpError: the state is of a later version.
+            InterpError: the state is of a later version, or lacks something.
         """
-        if state.get("version", 0) > STATE_VERSION:
-            raise InterpError(
-                f"the checkpoint's discovery state has version {state['version']}, this library reads up to {STATE_VERSION}; "
-                "update lightning-interp."
-            )
+        with restoring("discovery", state, STATE_VERSION):
+            self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.history = tuple(FeatureEvent.from_dict(e) for e in state["events"])
         self.dictionary.load_state_dict(state["dictionary"])
         self._identities.load_state_dict(state["identities"])

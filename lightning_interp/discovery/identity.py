@@ -79,7 +79,11 @@ class Identities:
         older = {name: found for name, found in self._known.items() if name not in fresh}
         self._known = dict(list({**fresh, **older}.items())[:REMEMBERED])
         for name, share in shares.items():
-            self._shares.setdefault(name, []).append((self._events, share))
+            known = self._shares.setdefault(name, [])
+            if not known or share > known[-1][1]:  # when it first came to any height is all that `early` asks
+                known.append((self._events, share))
+            if len(known) > REMEMBERED:
+                del known[1:-1:2]
         self._shares = {name: found for name, found in self._shares.items() if name in self._known}
         self._events += 1
 

@@ -48,6 +48,7 @@ def ridge_filter(hh: Tensor, zh: Tensor, ridge: float = 1e-2) -> Tensor:
     """
     d = len(hh)
     alpha = ridge * hh.diagonal().sum() / d
+    alpha = torch.where(alpha > 0, alpha, torch.ones_like(alpha))  # nothing varies: any will do
     return torch.linalg.solve(hh + torch.diag(alpha.expand(d)), zh.T).T
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_interp.errors import LayerError
+from lightning_interp.errors import LabelError, LayerError
 
 
 class Explained(NamedTuple):
@@ -39,6 +39,7 @@ def explain_output(raw: Tensor, target: Tensor | None, task: str | None = None) 
 
     Raises:
         LayerError: the output has another shape.
+        LabelError: the target does.
     """
     if raw.ndim not in (1, 2) or not raw.is_floating_point():
         raise LayerError(
@@ -52,6 +53,8 @@ def explain_output(raw: Tensor, target: Tensor | None, task: str | None = None) 
     hard = None if target is None else target.to(o.device)
     if task == "multilabel":
         return Explained(task, o, None if hard is None else ((o > 0) == (hard.reshape(o.shape) > 0.5)).double().mean(1))
+    if hard is not None and hard.numel() != len(o):
+        raise LabelError(f"`target` expects one class per sample, {len(o)}, got shape {list(hard.shape)}.")
     if o.shape[1] == 1:
         return Explained(task, o, None if hard is None else ((o[:, 0] > 0) == (hard.reshape(-1) > 0.5)).double())
     right = None if hard is None else (o.argmax(1) == hard.reshape(-1)).double()
