@@ -19,7 +19,7 @@ from lightning_interp.events import Event
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
-from lightning_interp.measurement import Equation, contributions, equation, groups
+from lightning_interp.measurement import Equation, by_level_only, contributions, equation, groups
 from lightning_interp.passes import OWN_PASS, OwnPasses, Replay, Shown, read_examples
 from lightning_interp.probe import Probe, at_least
 from lightning_interp.processes import gathered, world
@@ -212,6 +212,9 @@ class Monitor(Probe):
         for layer, directions in by_examples.items():
             self._directions.setdefault(layer, {}).update(directions)
         fields = contributions(eq)
+        accuracy = groups(eq) if "groups" in self.measures else None
+        if accuracy is not None and by_level_only(eq):
+            notes.append(f"groups are single levels: {len(eq.weights.cells)} cells are too many")
         event = Event(
             step=step,
             epoch=epoch,
@@ -223,7 +226,7 @@ class Monitor(Probe):
             probe=self._collection.probe(),
             confounders=tuple(v.name for v in self.variables if not v.should_matter),
             skipped=skipped,
-            groups=groups(eq) if "groups" in self.measures else None,
+            groups=accuracy,
             decodability=_scores([results, *(s.results for s in shown)]),
             entanglement=entanglements(results, eq, by_examples) if "entanglement" in self.measures else {},
             **(fields if "contribution" in self.measures else {}),
@@ -271,6 +274,7 @@ class Monitor(Probe):
             before = self._directions.get(name, {})
             out[name] = reader.read(summary, "decodability" in self.measures, before)
             self._directions[name] = dict(out[name].directions)
+            notes += [f"layer '{name}': {note}" for note in out[name].notes]
         return out
 
     def _guess(self, j: int, eq: Equation) -> bool:

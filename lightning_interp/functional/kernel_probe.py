@@ -1,0 +1,55 @@
+"""The ridge probe of a layer with more units than rows, in its dual form.
+
+With fewer rows than units the weights lie in the span of the rows, so that products of rows say all: the predictions are those of
+`ridge_probe` on the same rows, and nothing of size units × units is made (Saunders, Gammerman & Vovk 1998). A random projection
+to fewer units was measured and left: with a quarter of the units it keeps less of what can be read than half of the rows does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_interp.functional.probe import RIDGE, ROUNDING
+
+_BLOCK = 512
+
+
+def row_products(rows: Tensor) -> Tensor:
+    """Products of all pairs of rows about their mean, `[k, d]` to `[k, k]`."""
+    centred = rows - rows.mean(0)
+    size = float((rows**2).sum())
+    if float((centred**2).sum()) <= ROUNDING**2 * size:  # constant to rounding
+        return rows.new_zeros(len(rows), len(rows))
+    out = rows.new_empty(len(rows), len(rows))
+    for i in range(0, len(rows), _BLOCK):  # half of them: the other half is the same
+        out[i : i + _BLOCK, i:] = centred[i : i + _BLOCK] @ centred[i:].T
+        out[i:, i : i + _BLOCK] = out[i : i + _BLOCK, i:].T
+    return out
+
+
+def kernel_probe(products: Tensor, fitted: Tensor, y: Tensor, units: int, ridge: float = RIDGE) -> Tensor:
+    """Predictions for every row by ridge probes that are fitted to some of them.
+
+    Args:
+        products: of all rows about any one point, `[k, k]`.
+        fitted: which rows the probes are fitted to, int64 `[m]`.
+        y: targets of all rows, `[k, t]`; those outside `fitted` are not looked at.
+        units: d, the number of units of the layer.
+        ridge: α in units of the mean eigenvalue tr(S)/d, as in `ridge_probe`.
+
+    Returns:
+        `[k, t]`.
+    """
+    to_fitted = products[:, fitted]
+    own = to_fitted[fitted]
+    middle = own.mean(0)
+    own = own - middle - middle.unsqueeze(1) + middle.mean()
+    across = to_fitted - middle - to_fitted.mean(1, keepdim=True) + middle.mean()
+    mean = y[fitted].mean(0)
+    alpha = ridge * own.diagonal().sum() / units
+    own.diagonal().add_(alpha.clamp_min(1e-300))
+    factor, info = torch.linalg.cholesky_ex(own)
+    if int(info):  # no direction to read
+        return mean.expand(len(y), -1)
+    return mean + across @ torch.cholesky_solve(y[fitted] - mean, factor)
