@@ -7,10 +7,13 @@ to fewer units was measured and left: with a quarter of the units it keeps less 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lightning_interp.functional.probe import RIDGE, ROUNDING
+from lightning_interp.functional.erasure import Eraser
+from lightning_interp.functional.probe import RIDGE, ROUNDING, block_r2
 
 _BLOCK = 512
 
@@ -53,3 +56,36 @@ def kernel_probe(products: Tensor, fitted: Tensor, y: Tensor, units: int, ridge:
     if int(info):  # no direction to read
         return mean.expand(len(y), -1)
     return mean + across @ torch.cholesky_solve(y[fitted] - mean, factor)
+
+
+def kernel_collateral(
+    rows: Tensor, second: Tensor, y: Tensor, blocks: Sequence[slice], erasers: Sequence[Eraser]
+) -> tuple[Tensor, Tensor]:
+    """How well cross-fitted probes read every variable before and after each one is erased, as `entanglement.collateral`.
+
+    Args:
+        rows: activations `[k, d]`.
+        second: whether each is in the second fold, bool `[k]`.
+        y: the columns that probes predict, `[k, t]`.
+        blocks: the columns of each variable.
+        erasers: one per variable that is erased.
+
+    Returns:
+        R² as things are, `[variables]`, and with each variable erased, `[erasers, variables]`.
+    """
+
+    def read(products: Tensor) -> Tensor:
+        sides = []
+        for fitted, held in ((~second, second), (second, ~second)):
+            guess = kernel_probe(products, fitted.nonzero().flatten(), y, rows.shape[1])[held]
+            about = y[held] - y[held].mean(0)
+            sides.append(block_r2(((y[held] - guess) ** 2).sum(0), (about**2).sum(0), blocks))
+        return (sides[0] + sides[1]) / 2
+
+    products, centred = row_products(rows), rows - rows.mean(0)
+    before, after = read(products), []
+    for e in erasers:
+        a, b = centred @ e.read, centred @ e.write.T  # write's rows are orthonormal
+        both = a @ b.T
+        after.append(read(products - both - both.T + a @ a.T))
+    return before, torch.stack(after) if after else before.new_zeros(0, len(blocks))
