@@ -75,7 +75,7 @@ def layer_erasers(result: LayerResult, eq: Equation) -> LayerErasers:
 
 
 def _wide_rows(result: LayerResult, eq: Equation, m: Moments, codes: Tensor, weights: str) -> LowRank:
-    """The covariance that erasers of a wide layer are fitted with, from its kept rows: the same as that from moments would be."""
+    """The covariance that erasers of a wide layer are fitted with, from its kept rows: as from moments of these."""
     kept, values = result.summary.kept, result.summary.kept_values
     none = torch.zeros(len(kept), 0, dtype=torch.float64)
     z = torch.cat([none, *(f.encode(values[:, f.column]) for f in eq.design.discrete)], dim=1)

@@ -76,7 +76,9 @@ class Groups:
         self._levels: list[Tensor] = []
         if self.by_level:
             group, column = (~keys[:, : len(discrete)].isnan()).nonzero().unbind(1)
-            self._levels = list(group[column.argsort(stable=True)].split(torch.bincount(column, minlength=len(discrete)).tolist()))
+            self._levels = list(
+                group[column.argsort(stable=True)].split(torch.bincount(column, minlength=len(discrete)).tolist())
+            )
 
     def target(self, f: Factor, indicators: bool) -> Target:
         """A variable as columns over the groups.
@@ -274,7 +276,8 @@ class LayerReader:
     # --- directions ---------------------------------------------------------------------------------------------------
 
     def _directions(self, layer: LayerSummary) -> tuple[dict[str, Tensor], list[str]]:
-        eq, notes = self.eq, []
+        eq = self.eq
+        notes: list[str] = []
         if eq.fit is None or not eq.design.factors:
             return {}, notes
         keys, m = layer.total(self.discrete)

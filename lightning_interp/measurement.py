@@ -221,8 +221,10 @@ def _estimates(eq: Equation, fitted: Fit) -> Iterator[tuple[Factor, Estimate]]:
         wanted = torch.zeros(len(lift), len(fitted.coefficients), dtype=torch.float64)
         wanted[:, before : before + lift.shape[1]] = lift
         found = effects(fitted, wanted)
-        parts = zip(*(part.split(widths[start:stop]) for part in found[:6]))
-        yield from ((f, Estimate(*part, found.note)) for f, part in zip(some, parts))
+        numbers: list[tuple[Tensor, ...]] = [part.split(widths[start:stop]) for part in found[:6]]
+        for i, f in enumerate(some):
+            value, se, low, high, df, robustness = (part[i] for part in numbers)
+            yield f, Estimate(value, se, low, high, df, robustness, found.note)
         start = stop
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
 from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, nearest
 from lightning_interp.events import Event
+from lightning_interp.footprint import footprint, module_units
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
@@ -31,6 +33,7 @@ from lightning_interp.watcher import Watch
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
 STATE_VERSION = 1
+_LOG = logging.getLogger(__name__)
 _NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name: what is said once may count differently
 
 
@@ -112,6 +115,7 @@ class Monitor(Probe):
         self._directions: dict[str, dict[str, Tensor]] = {}
         self._collection = Collection(self._kinds, [], self.max_samples, seed)
         self._replay = Replay(self.max_samples)
+        self._checked: set[str] = set()
         if model is not None:
             self.bind(model)
 
@@ -138,6 +142,10 @@ class Monitor(Probe):
         """
         super().bind(model)
         self._collection.names = list(self._watcher.layers)
+        self._checked = set()
+        if self.pooling.liftable:
+            known = {name: module_units(layer.module) for name, layer in self._watcher.layers.items() if layer.key is None}
+            footprint({n: d for n, d in known.items() if d is not None}, self._kinds, self.max_samples).check()
 
     @property
     def latest(self) -> Event | None:
@@ -156,7 +164,17 @@ class Monitor(Probe):
             self._collection.level_names.setdefault(j, {}).update(names)
         return watch
 
+    def _check_memory(self, units: Mapping[str, int]) -> None:
+        """Refuse layers whose statistics would take too much, before the training or as soon as a batch tells their units."""
+        if set(units) <= self._checked:
+            return
+        self._checked = set(units)
+        found = footprint(units, self._kinds, self.max_samples)
+        found.check()
+        _LOG.info(str(found))
+
     def _take(self, watch: Watch, rows: Rows) -> None:
+        self._check_memory({name: h.shape[1] for name, h in rows.layers.items()})
         self._collection.add(rows, self.window)
         if set(OWN_PASS) & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])

@@ -38,6 +38,7 @@ ORDER = [
     "watcher",
     "reading",
     "collection",
+    "footprint",
     "metrics",
     "activations",
     "processes",

@@ -1,8 +1,8 @@
 """The ridge probe of a layer with more units than rows, in its dual form.
 
-With fewer rows than units the weights lie in the span of the rows, so that products of rows say all: the predictions are those of
-`ridge_probe` on the same rows, and nothing of size units × units is made (Saunders, Gammerman & Vovk 1998). A random projection
-to fewer units was measured and left: with a quarter of the units it keeps less of what can be read than half of the rows does.
+With fewer rows than units the weights lie in the span of the rows, so that products of rows say all: the predictions are those
+of `ridge_probe` on the same rows, and nothing of size units × units is made (Saunders, Gammerman & Vovk 1998). A random
+projection to fewer units was measured and left: a quarter of the units keeps less of what can be read than half of the rows.
 """
 
 from __future__ import annotations

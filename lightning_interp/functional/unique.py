@@ -11,9 +11,9 @@ _MOST = 2**62  # codes of columns taken together stay under it
 def unique_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct rows in the order of their bits, so that NaN equals itself.
 
-    Columns are ranked one by one and taken together, as digits of one number, until it would be too large: 20 times faster than
-    `torch.unique(dim=0)` on a CPU, and columns of two values, which a thousand variables may be, cost next to nothing. Where all
-    rows differ already, the columns that are left say nothing more.
+    Columns are ranked one by one and taken together, as digits of one number, until it would be too large: 20 times faster
+    than `torch.unique(dim=0)` on a CPU, and columns of two values, which a thousand variables may be, cost next to nothing.
+    Where all rows differ already, the columns that are left say nothing more.
 
     Args:
         x: `[n, m]`, int64 or float64.
