@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -59,13 +60,14 @@ def footprint(units: Mapping[str, int], kinds: Sequence[str], max_samples: int, 
 
     Args:
         units: {layer: its number of units, d}.
-        kinds: the variables' kinds; "auto" counts as discrete, and a level of a discrete one as one of two.
+        kinds: the variables' kinds; "auto" counts as "categorical", which is counted with four levels.
         max_samples: rows that wait, and single rows kept.
         itemsize: bytes of one activation as the model has it.
     """
     p, q = len(kinds), sum(kind == "continuous" for kind in kinds)
-    cells = min(most_cells([kind != "continuous" for kind in kinds]), 2 ** min(p - q, 30))
-    groups = 1 + max(cells, 2 * (p - q)) + CONTROLS * BINS
+    levels = [2 if kind == "binary" else 4 for kind in kinds if kind != "continuous"]
+    cells = min(most_cells([kind != "continuous" for kind in kinds]), math.prod(levels))
+    groups = 1 + max(cells, sum(levels)) + CONTROLS * BINS
     layers, event = {}, 0
     for name, d in units.items():
         pairs = d**2 if d <= WIDE else d

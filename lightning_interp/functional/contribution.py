@@ -252,9 +252,7 @@ def interval_note(fitted: Fit) -> str | None:
         count, cell, what = torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], "sources"
     smallest = int(group_sum(count, cell, cells).min())
     if math.isnan(fitted.leverage):
-        return (
-            f"withheld: {count.sum():.0f} samples in sources, too many for intervals with {fitted.basis.shape[1] - 1} columns"
-        )
+        return f"withheld: too many sources for clustered intervals with {fitted.basis.shape[1] - 1} columns"
     if fitted.leverage > MAX_LEVERAGE:
         return f"withheld: a sample or source has leverage {fitted.leverage:.3f}, over {MAX_LEVERAGE}"
     if smallest < 2 and cells <= MAX_CELLS:

@@ -26,8 +26,9 @@ def row_products(rows: Tensor) -> Tensor:
         return rows.new_zeros(len(rows), len(rows))
     out = rows.new_empty(len(rows), len(rows))
     for i in range(0, len(rows), _BLOCK):  # half of them: the other half is the same
-        out[i : i + _BLOCK, i:] = centred[i : i + _BLOCK] @ centred[i:].T
-        out[i:, i : i + _BLOCK] = out[i : i + _BLOCK, i:].T
+        end = i + _BLOCK
+        out[i:end, i:] = centred[i:end] @ centred[i:].T
+        out[end:, i:end] = out[i:end, end:].T
     return out
 
 
