@@ -23,6 +23,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"
 BASE = {"variables": 2, "kind": "binary", "units": 64, "layers": 1, "samples": 4096, "more": []}
 LIMIT = 900  # seconds for one point
+HEAD = "| axis | variables | units | layers | samples | CPU s | peak MiB | MiB stated for layers |\n" + "|---" * 8 + "|"
 EXTRA = ["mediation", "entanglement", "sensitivity"]
 
 
@@ -112,6 +113,15 @@ def line(row: dict) -> str:
     return f"{name} {row['watching'] + row['event']:.2f} | {row['mib']} | {row['stated_mib']} |"
 
 
+def report(rows: list[dict]) -> None:
+    """Print the table, in the order of the points."""
+    print(HEAD)
+    for point in points(quick=False):
+        found = [row for row in rows if all(row.get(key) == value for key, value in point.items())]
+        if found:
+            print(line(found[-1]))
+
+
 def main() -> None:
     """Run the points that are not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,8 +134,7 @@ def main() -> None:
     results = RESULTS.with_name("scaling_quick.jsonl") if options.quick else RESULTS
     results.parent.mkdir(exist_ok=True)
     known = [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
-    print("| axis | variables | units | layers | samples | CPU s of watching and event | peak MiB | MiB stated for layers |")
-    print("|---" * 8 + "|")
+    print(HEAD)
     for point in points(options.quick):
         found = [row for row in known if all(row.get(key) == value for key, value in point.items())]
         if found:

@@ -1,4 +1,4 @@
-"""Writes the tables of the README and of docs/measured.md from the results files, so that no figure is typed by hand.
+"""Writes the tables of the README and of docs/ from the results files, so that no figure is typed by hand.
 
 python benchmarks/tables.py
 """
@@ -13,7 +13,7 @@ from shortcuts.methods import METHODS
 from shortcuts.report import at, chosen, select, spread, table
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "measured.md"]
+PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs" / name for name in ("measured.md", "scaling.md"))]
 # What a user has, the method, and its row in the table of costs.
 CHOICE = [
     ("nothing (the plain net)", "plain", None),
@@ -106,6 +106,7 @@ def main() -> None:
         "fidelity": printed("fidelity"),
         "step cost": printed("step_cost"),
         "mediation": printed("mediation"),
+        "scaling": printed("scaling"),
         "cutting": printed("cutting"),
         "choice": choice(),
         **suppression(),
