@@ -39,13 +39,9 @@ def points(quick: bool) -> list[dict]:
     out += [{"axis": "samples", **BASE, "samples": n} for n in samples]
     if not quick:
         out += [{"axis": "units, all measures", **BASE, "units": d, "more": EXTRA} for d in (1024, 2048, 4096, 8192)]
-        out += [
-            {"axis": "largest", **BASE, "units": 4096, "layers": 32},
-            {"axis": "largest", **BASE, "units": 1024, "layers": 70},
-        ]
-        out += [
-            {"axis": "largest", **BASE, "variables": 1000, "kind": kind, "units": 16384} for kind in ("binary", "continuous")
-        ]
+        largest = {"axis": "largest", **BASE}
+        out += [{**largest, "variables": 1000, "kind": kind, "units": 16384} for kind in ("binary", "continuous")]
+        out += [{**largest, "units": 4096, "layers": 16}]
     return out
 
 

@@ -174,7 +174,7 @@ class Monitor(Probe):
         _LOG.info(str(found))
 
     def _take(self, watch: Watch, rows: Rows) -> None:
-        self._check_memory({name: h.shape[1] for name, h in rows.layers.items()})
+        self._check_memory({name: units for name, units in self._watcher.widths.items() if name})
         self._collection.add(rows, self.window)
         if set(OWN_PASS) & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])
