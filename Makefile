@@ -32,9 +32,11 @@ bench: env
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/mediation.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/scaling.py
 
 bench-quick: env
 	$(BIN)/python benchmarks/fidelity.py --quick
+	$(BIN)/python benchmarks/scaling.py --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Writes the tables of the README and of docs/measured.md from the results files, so that no figure is typed by hand.
+"""Writes the tables of the README and of docs/ from the results files, so that no figure is typed by hand.
 
 python benchmarks/tables.py
 """
@@ -13,7 +13,7 @@ from shortcuts.methods import METHODS
 from shortcuts.report import at, chosen, select, spread, table
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "measured.md"]
+PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs" / name for name in ("measured.md", "scaling.md"))]
 # What a user has, the method, and its row in the table of costs.
 CHOICE = [
     ("nothing (the plain net)", "plain", None),
@@ -117,6 +117,7 @@ def main() -> None:
         "step cost": printed("step_cost"),
         "mediation": printed("mediation"),
         "mediation coloured": printed("mediation", "coloured"),
+        "scaling": printed("scaling"),
         "cutting": printed("cutting"),
         "cutting coloured": printed("cutting", "coloured"),
         "choice": choice(),

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_interp.erasers import layer_erasers
 from lightning_interp.functional.entanglement import collateral, contributions, participation, subspace_cosine
+from lightning_interp.functional.kernel_probe import kernel_collateral
 from lightning_interp.functional.moments import cross
 from lightning_interp.functional.probe import stack
-from lightning_interp.layers import LayerResult, target_of
+from lightning_interp.layers import Groups, LayerResult, predicted
 from lightning_interp.measurement import Equation, number
 from lightning_interp.results import Entanglement
 
@@ -51,7 +52,7 @@ def _layer(result: LayerResult, eq: Equation, by_examples: Mapping[str, Tensor])
 def _participation(result: LayerResult, eq: Equation) -> float | None:
     _, m = result.summary.total(result.discrete)
     spreads = [eq.spread.zz[block, block] for block in eq.design.blocks().values()]
-    squares = contributions(list(result.directions.values()), spreads, m.gram.diagonal() / m.count[0])
+    squares = contributions(list(result.directions.values()), spreads, m.squares / m.count[0])
     return number(participation(squares)[1])
 
 
@@ -61,14 +62,19 @@ def _collateral(result: LayerResult, eq: Equation) -> dict[str, dict[str, float]
     if min(float(m.count[0]) for m in folds) < 2:
         return {}
     factors = eq.design.factors
-    known = [
-        stack([cross(m, target_of(f, keys, result.discrete, indicators=True)) for f in factors])
-        for keys, m in zip(result.summary.keys, folds)
-    ]
     widths = torch.tensor([len(f.levels) if f.kind == "categorical" else 1 for f in factors]).cumsum(0).tolist()
     blocks = [slice(a, b) for a, b in zip([0, *widths], widths)]
     erasers = layer_erasers(result, eq).erasers
-    before, after = collateral(folds, known, blocks, list(erasers.values()))
+    summary = result.summary
+    if summary.wide:
+        y = torch.cat([predicted(f, summary.kept_values[:, f.column]) for f in factors], dim=1)
+        before, after = kernel_collateral(summary.kept, summary.kept_second, y, blocks, list(erasers.values()))
+    else:
+        known = []
+        for keys, m in zip(summary.keys, folds):
+            groups = Groups(keys, m, result.discrete)
+            known.append(stack([cross(m, groups.target(f, indicators=True)) for f in factors]))
+        before, after = collateral(folds, known, blocks, list(erasers.values()))
     lost = {
         erased: dict(zip((f.name for f in factors), row))
         for erased, row in zip(erasers, (before.clamp_min(0) - after.clamp_min(0)).tolist())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_interp.errors import VariableError
 from lightning_interp.functional.coding import Factor
-from lightning_interp.functional.erasure import Eraser, random_leace, second, weighted_leace
+from lightning_interp.functional.erasure import Eraser, LowRank, balanced, natural, random_leace, second, slopes, weighted_leace
 from lightning_interp.functional.moments import Moments
 from lightning_interp.layers import LayerResult
 from lightning_interp.measurement import Equation
@@ -26,14 +26,14 @@ class LayerErasers(NamedTuple):
         erasers: {variable: Eraser}.
         weights: "balanced" or "natural", under which they were fitted.
         withheld: {variable: why there is none}.
-        hh: covariance of the activation under those weights, `[d, d]`.
+        hh: covariance of the activation under those weights, `[d, d]`; of a wide layer by the kept rows.
         mean: its mean, `[d]`.
     """
 
     erasers: dict[str, Eraser]
     weights: str
     withheld: dict[str, str]
-    hh: Tensor
+    hh: Tensor | LowRank
     mean: Tensor
 
 
@@ -51,22 +51,42 @@ def layer_erasers(result: LayerResult, eq: Equation) -> LayerErasers:
         return LayerErasers({}, "natural", {f.name: why for f in eq.design.factors}, m.gram / m.count[0], m.hidden[0])
     m, codes = found
     weights = "balanced" if eq.weights.mode == "balanced" and not m.columns else "natural"
+    rows = _wide_rows(result, eq, m, codes, weights) if result.summary.wide else None
     erasers: dict[str, Eraser] = {}
     withheld: dict[str, str] = {}
     for f in eq.design.factors:
         try:
-            eraser = weighted_leace(m, codes, _columns(f, eq, result), weights, RIDGE)
+            eraser = weighted_leace(m, codes, _columns(f, eq, result), weights, RIDGE, rows)
         except VariableError as problem:
             withheld[f.name] = f"withheld: {problem}"
             continue
         if not eraser.rank:
             withheld[f.name] = f"withheld: nothing of '{f.name}' is in the layer's activation"
-        elif _left(m, eraser) < _NOTHING_LEFT:
+        elif _left(result, m, eraser) < _NOTHING_LEFT:
             withheld[f.name] = f"withheld: the activation has no more than the {eraser.rank} dimensions that would be erased"
         else:
             erasers[f.name] = eraser
     s = second(m, codes, weights)
-    return LayerErasers(erasers, weights, withheld, s.hh, s.h)
+    hh: Tensor | LowRank = s.hh
+    if rows is not None:
+        kept = result.summary.kept
+        hh = rows if weights == "balanced" else LowRank((kept - m.hidden[0]) / len(kept) ** 0.5)
+    return LayerErasers(erasers, weights, withheld, hh, s.h)
+
+
+def _wide_rows(result: LayerResult, eq: Equation, m: Moments, codes: Tensor, weights: str) -> LowRank:
+    """The covariance that erasers of a wide layer are fitted with, from its kept rows: as from moments of these."""
+    kept, values = result.summary.kept, result.summary.kept_values
+    none = torch.zeros(len(kept), 0, dtype=torch.float64)
+    z = torch.cat([none, *(f.encode(values[:, f.column]) for f in eq.design.discrete)], dim=1)
+    if weights == "balanced":
+        s = balanced(m, codes)
+        cell = (z.unsqueeze(1) == codes).all(2).to(torch.uint8).argmax(1)
+        between = (m.hidden[1:] - s.h) / len(codes) ** 0.5
+        return LowRank(torch.cat([(kept - m.hidden[1:][cell]) / len(kept) ** 0.5, between]))
+    s = natural(m, codes)
+    z = torch.cat([z, values[:, [j for j, discrete in enumerate(result.discrete) if not discrete]]], dim=1)
+    return LowRank((kept - s.h - (z - s.z) @ slopes(s)) / len(kept) ** 0.5)
 
 
 def random_erasers(found: LayerErasers, rows: Tensor, rank: int, draws: int, seed: int) -> list[Eraser]:
@@ -91,7 +111,7 @@ def _cells(result: LayerResult, eq: Equation) -> tuple[Moments, Tensor] | None:
         return None
     none = torch.zeros(len(cells), 0, dtype=torch.float64)
     codes = [f.level_codes()[f.level_index(keys[cells, f.column])] for f in eq.design.discrete]
-    return m.select(torch.cat([torch.zeros(1, dtype=torch.int64), cells])), torch.cat([none, *codes], dim=1)
+    return m.select(torch.cat([torch.zeros(1, dtype=torch.int64), cells]), 1), torch.cat([none, *codes], dim=1)
 
 
 def _columns(f: Factor, eq: Equation, result: LayerResult) -> list[int]:
@@ -103,8 +123,11 @@ def _columns(f: Factor, eq: Equation, result: LayerResult) -> list[int]:
     return list(range(start, start + f.width))
 
 
-def _left(m: Moments, e: Eraser) -> float:
+def _left(result: LayerResult, m: Moments, e: Eraser) -> float:
     """Share of the activation's variance that is left: tr((I − RW)'G(I − RW))/tr G, W's rows orthonormal."""
+    if result.summary.wide:
+        about = result.summary.kept - m.hidden[0]
+        return float(((about - (about @ e.read) @ e.write) ** 2).sum() / (about**2).sum())
     read = m.gram @ e.read
     total = m.gram.diagonal().sum()
     return float((total - 2 * (read.T * e.write).sum() + (e.read * read).sum()) / total)

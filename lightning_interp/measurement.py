@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from lightning_interp.functional.contribution import Estimate, Fit, RankError, e
 from lightning_interp.functional.groups import group_accuracy
 from lightning_interp.functional.outputs import level_spread, magnitude
 from lightning_interp.functional.shares import Spread, debiased_share, r_squared, shares, spread
-from lightning_interp.functional.table import Table
+from lightning_interp.functional.table import Table, group_sum
 from lightning_interp.functional.weights import Weights, sample_weights
 
+MAX_NAMED = 256  # cells whose accuracy is given one by one
+_AT_ONCE = 2**23  # contrasts × rows, 64 MiB
 _MIN_FOR_ALIAS = 30  # below this, two variables may coincide by chance
 
 
@@ -189,19 +191,41 @@ def contributions(eq: Equation) -> dict[str, Any]:
     blocks = eq.design.blocks()
     raw = shares(eq.spread, list(blocks.values()))
     classes = eq.rows.mean.shape[1]
-    for f, value in zip(eq.design.factors, raw):
-        block = slice(blocks[f.name].start + 1, blocks[f.name].stop + 1)
-        estimate = effects(eq.fit, contrast(eq, f))
+    for (f, estimate), value in zip(_estimates(eq, eq.fit), raw):
         effect[f.name] = by_level(estimate, f, classes)
         per_output = level_spread(estimate.value) if f.kind == "categorical" else estimate.value[0]
         size[f.name] = magnitude(per_output, eq.task)
-        share[f.name] = _share(eq, f, value, block, estimate)
+        share[f.name] = _share(eq, f, value, blocks[f.name], estimate)
     return {
         "effect": effect,
-        "contribution": {**share, **_rest(eq)},
+        "contribution": {**share, **_rest(eq, math.fsum(raw))},
         "intercept": float(eq.fit.coefficients[0, 0]) if classes == 1 else None,
         "magnitude": size,
     }
+
+
+def _estimates(eq: Equation, fitted: Fit) -> Iterator[tuple[Factor, Estimate]]:
+    """Every variable's effects: many contrasts at a time, for each alone reads all of the influence again."""
+    factors = eq.design.factors
+    widths = [len(f.contrasts()) for f in factors]
+    most = max(1, _AT_ONCE // max(1, len(eq.z)))
+    start = 0
+    while start < len(factors):
+        stop, rows = start + 1, widths[start]
+        while stop < len(factors) and rows + widths[stop] <= most:
+            rows += widths[stop]
+            stop += 1
+        some = factors[start:stop]
+        lift = torch.block_diag(*(f.contrasts() for f in some))
+        before = 1 + sum(f.width for f in factors[:start])
+        wanted = torch.zeros(len(lift), len(fitted.coefficients), dtype=torch.float64)
+        wanted[:, before : before + lift.shape[1]] = lift
+        found = effects(fitted, wanted)
+        numbers: list[tuple[Tensor, ...]] = [part.split(widths[start:stop]) for part in found[:6]]
+        for i, f in enumerate(some):
+            value, se, low, high, df, robustness = (part[i] for part in numbers)
+            yield f, Estimate(value, se, low, high, df, robustness, found.note)
+        start = stop
 
 
 def contrast(eq: Equation, f: Factor) -> Tensor:
@@ -213,10 +237,10 @@ def contrast(eq: Equation, f: Factor) -> Tensor:
     return out
 
 
-def _share(eq: Equation, f: Factor, value: float, block: slice, estimate: Estimate) -> Share:
+def _share(eq: Equation, f: Factor, value: float, columns: slice, estimate: Estimate) -> Share:
     if eq.fit is None or (estimate.note or "").startswith("withheld"):
         return Share(value, note=estimate.note)
-    columns = eq.design.blocks()[f.name]
+    block = slice(columns.start + 1, columns.stop + 1)
     covariance = eq.fit.covariance(block)
     debiased = debiased_share(eq.spread, columns, eq.fit.coefficients[block], covariance)
     if estimate.value.numel() > 1 or f.width > 1:
@@ -227,8 +251,7 @@ def _share(eq: Equation, f: Factor, value: float, block: slice, estimate: Estima
     return Share(value, debiased, min(1.0, bottom * unit), min(1.0, max(low**2, high**2) * unit), estimate.note)
 
 
-def _rest(eq: Equation) -> dict[str, Share]:
-    main = r_squared(eq.spread)
+def _rest(eq: Equation, main: float) -> dict[str, Share]:
     if not eq.interactions:
         return {"unexplained": Share(1 - main)}
     full = r_squared(spread(torch.cat([eq.z, eq.design.products(eq.z)], 1), eq.rows, eq.weights.row))
@@ -236,11 +259,25 @@ def _rest(eq: Equation) -> dict[str, Share]:
 
 
 def groups(eq: Equation) -> Groups | None:
-    """Accuracy of the cells; None without a target or without discrete variables."""
+    """Accuracy of the cells, of single levels where there are too many; None without a target or discrete variables."""
     if not eq.design.discrete or not float(eq.rows.scored.sum()):
         return None
-    names = eq.design.cell_names(eq.weights.cells)
-    found = group_accuracy(eq.rows.correct, eq.rows.scored, eq.weights.cell, len(names))
+    cell = eq.weights.cell
+    correct, scored, count = eq.rows.correct, eq.rows.scored, eq.rows.count
+    if by_level_only(eq):
+        names = [f"{f.name}={label}" for f in eq.design.discrete for label in f.labels]
+        levels = [f.level_index(eq.rows.values[:, f.column]) for f in eq.design.discrete]
+        starts = torch.tensor([0, *(len(f.labels) for f in eq.design.discrete)]).cumsum(0)
+        cell = torch.cat([level + start for level, start in zip(levels, starts)])
+        correct, scored, count = (part.repeat(len(levels)) for part in (correct, scored, count))
+    else:
+        names = eq.design.cell_names(eq.weights.cells)
+    found = group_accuracy(correct, scored, cell, len(names))
     accuracy = {n: float(a) for n, a in zip(names, found.accuracy) if math.isfinite(float(a))}
-    count = {n: int(c) for n, c in zip(names, eq.weights.cell_count)}
-    return Groups(accuracy, count, names[found.worst], float(found.accuracy[found.worst]), found.gap)
+    sizes = dict(zip(names, group_sum(count, cell, len(names)).long().tolist()))
+    return Groups(accuracy, sizes, names[found.worst], float(found.accuracy[found.worst]), found.gap)
+
+
+def by_level_only(eq: Equation) -> bool:
+    """Whether there are too many cells to name."""
+    return len(eq.weights.cells) > MAX_NAMED

@@ -15,10 +15,11 @@ from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
 from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, at_least, described, nearest
 from lightning_interp.events import Event
+from lightning_interp.footprint import footprint, module_units
 from lightning_interp.functional.coding import is_discrete
 from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
-from lightning_interp.measurement import Equation, contributions, equation, groups
+from lightning_interp.measurement import Equation, by_level_only, contributions, equation, groups
 from lightning_interp.passes import OWN_PASS, OwnPasses, Replay, Shown, read_examples
 from lightning_interp.probe import Probe
 from lightning_interp.processes import gathered, world
@@ -31,7 +32,6 @@ from lightning_interp.watcher import Watch
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
 STATE_VERSION = 1
-LEFT_OUT = "batches were left out"
 
 
 class Monitor(Probe):
@@ -112,6 +112,7 @@ class Monitor(Probe):
         self._directions: dict[str, dict[str, Tensor]] = {}
         self._collection = Collection(self._kinds, [], self.max_samples, seed)
         self._replay = Replay(self.max_samples)
+        self._checked: set[str] = set()
         if model is not None:
             self.bind(model)
 
@@ -138,6 +139,10 @@ class Monitor(Probe):
         """
         super().bind(model)
         self._collection.names = list(self._watcher.layers)
+        self._checked = set()
+        if self.pooling.liftable:
+            known = {name: module_units(layer.module) for name, layer in self._watcher.layers.items() if layer.key is None}
+            footprint({n: d for n, d in known.items() if d is not None}, self._kinds, self.max_samples).check()
 
     @property
     def latest(self) -> Event | None:
@@ -156,7 +161,17 @@ class Monitor(Probe):
             self._collection.level_names.setdefault(j, {}).update(names)
         return watch
 
+    def _check_memory(self, units: Mapping[str, int]) -> None:
+        """Refuse layers whose statistics would take too much, before the training or as soon as a batch tells their units."""
+        if set(units) <= self._checked:
+            return
+        self._checked = set(units)
+        found = footprint(units, self._kinds, self.max_samples)
+        found.check()
+        _LOG.info(str(found))
+
     def _take(self, watch: Watch, rows: Rows) -> None:
+        self._check_memory({name: units for name, units in self._watcher.widths.items() if name})
         self._collection.add(rows, self.window)
         if set(OWN_PASS) & set(self.measures):
             self._replay.max_rows = -(-self.max_samples // world()[1])
@@ -212,6 +227,9 @@ class Monitor(Probe):
         for layer, directions in by_examples.items():
             self._directions.setdefault(layer, {}).update(directions)
         fields = contributions(eq)
+        accuracy = groups(eq) if "groups" in self.measures else None
+        if accuracy is not None and by_level_only(eq):
+            notes.append(f"groups are single levels: {len(eq.weights.cells)} cells are too many")
         event = Event(
             step=step,
             epoch=epoch,
@@ -223,7 +241,7 @@ class Monitor(Probe):
             probe=self._collection.probe(),
             confounders=tuple(v.name for v in self.variables if not v.should_matter),
             skipped=skipped,
-            groups=groups(eq) if "groups" in self.measures else None,
+            groups=accuracy,
             decodability=_scores([results, *(s.results for s in shown)]),
             entanglement=entanglements(results, eq, by_examples) if "entanglement" in self.measures else {},
             **(fields if "contribution" in self.measures else {}),
@@ -271,6 +289,7 @@ class Monitor(Probe):
             before = self._directions.get(name, {})
             out[name] = reader.read(summary, "decodability" in self.measures, before)
             self._directions[name] = dict(out[name].directions)
+            notes += [f"layer '{name}': {note}" for note in out[name].notes]
         return out
 
     def _guess(self, j: int, eq: Equation) -> bool:

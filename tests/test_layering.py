@@ -42,6 +42,7 @@ ORDER = [
     "watcher",
     "reading",
     "collection",
+    "footprint",
     "metrics",
     "activations",
     "progress",

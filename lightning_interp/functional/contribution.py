@@ -20,7 +20,10 @@ from lightning_interp.functional.weights import MAX_CELLS, Weights
 
 MAX_LEVERAGE = 0.99
 FEW = 5
+MAX_EXACT_DF = 2**28  # rows × columns³ up to which Bell & McCaffrey's degrees of freedom are exact; above it a lower bound
+MAX_SOURCES = 2**26  # sources × columns² up to which a clustered fit keeps three matrices of each, 512 MiB at most for one
 _RANK_TOLERANCE = 1e-9
+_BLOCK = 2**24  # numbers at a time
 
 
 class RankError(ValueError):
@@ -70,7 +73,7 @@ class Fit(NamedTuple):
         residual: deviation of each row's mean output from the fit, `[r, c]`.
         squares: per row the sum over its samples of e²/(1−h), `[r, c]`; unclustered fits only.
         sources: what a clustered fit keeps of each source, else None.
-        leverage: largest leverage of a sample (or of a source), 0…1.
+        leverage: largest leverage of a sample (or of a source), 0…1; NaN where there are too many sources for intervals.
         basis: the regressors [1, z] of each row, `[r, 1 + q]`.
         row: each row's (count, cell, source), float64 `[r]`, int64 `[r]`, int64 `[r]`.
     """
@@ -103,7 +106,8 @@ class Fit(NamedTuple):
 
         Welch's over cells, (Σ L²)² / Σ_cell (Σ_{i∈cell} L²)² / max(n_cell − 1, ½), or Bell & McCaffrey's (2002) where these are
         fewer, as they are for the slope of a continuous variable. With sources, L is summed over a source within a cell first,
-        and n_cell counts sources.
+        and n_cell counts sources. Many columns and rows together: of Bell & McCaffrey's a lower bound, which at so many rows
+        changes no interval that matters.
         """
         count, cell, source = self.row
         weight = contrast @ self.influence.T  # [m, r]
@@ -125,10 +129,15 @@ class Fit(NamedTuple):
         # with MM' = I − UV' of low rank, so that it takes sums over q × q matrices and none over pairs of samples.
         count, x = self.row[0], self.basis
         p, gram = self.influence, self.influence.T @ (count.unsqueeze(1) * self.influence)
-        u, v = torch.cat([x, p, -(x @ gram)], 1), torch.cat([p, x, x], 1)
-        own = 1 - (u * v).sum(1)  # diagonal of MM'
+        rest = p - x @ gram
+        own = 1 - (x * p).sum(1) - (x * rest).sum(1)  # diagonal of MM'
         a = weight**2 / (1 - (x * p).sum(1)).clamp_min(1e-12)  # [m, r]
         mass = count * a
+        if len(x) * x.shape[1] ** 3 > MAX_EXACT_DF:
+            # a_i a_k ≤ (a_i² + a_k²)/2 gives tr Ω² ≤ Σ a_i² (MM'MM')_ii: fewer degrees of freedom, never more.
+            square = own + ((rest @ (x.T @ (count.unsqueeze(1) * x))) * rest).sum(1)
+            return (mass @ own) ** 2 / ((mass * a) @ square)
+        u, v = torch.cat([x, p, -(x @ gram)], 1), torch.cat([p, x, x], 1)
         pairs = torch.stack([((u.T * one) @ u * ((v.T * one) @ v)).sum() for one in mass])
         square = (mass * a * (2 * own - 1)).sum(1) + pairs
         return (mass * own).sum(1) ** 2 / square
@@ -161,6 +170,8 @@ def fit(z: Tensor, rows: Table, weights: Weights, clustered: bool = False) -> Fi
     coefficients = influence.T @ (rows.count.unsqueeze(1) * rows.mean)
     residual = rows.mean - x @ coefficients
     labels = (rows.count, weights.cell, rows.source)
+    if clustered and len(torch.unique(rows.source)) * x.shape[1] ** 2 > MAX_SOURCES:
+        return Fit(coefficients, influence, residual, torch.full_like(residual, math.nan), None, math.nan, x, labels)
     if clustered:
         sources, leverage = _sources(q, root, mass, weights.row, residual, rows.source)
         return Fit(coefficients, influence, residual, torch.empty(0), sources, leverage, x, labels)
@@ -173,10 +184,11 @@ def _sources(q: Tensor, root: Tensor, mass: Tensor, weight: Tensor, residual: Te
     # A source's score equals (Z'WZ)^(−½) (I − K)^(−½) Q'√W e: p × p matrices, however many samples a source has.
     _, unit = torch.unique(source, return_inverse=True)
     units, p = int(unit.max()) + 1, q.shape[1]
-    squares = q.unsqueeze(2) * q.unsqueeze(1)
-    k, noise = (
-        group_sum((m[:, None, None] * squares).flatten(1), unit, units).view(units, p, p) for m in (mass, mass * weight)
-    )
+    k, noise = q.new_zeros(units, p, p), q.new_zeros(units, p, p)
+    for rows in torch.arange(len(q), device=q.device).split(max(1, _BLOCK // p**2)):
+        products = q[rows].unsqueeze(2) * (mass[rows, None] * q[rows]).unsqueeze(1)
+        k.index_add_(0, unit[rows], products)
+        noise.index_add_(0, unit[rows], weight[rows, None, None] * products)
     u = group_sum((mass[:, None, None] * q.unsqueeze(2) * residual.unsqueeze(1)).flatten(1), unit, units)
     values, vectors = torch.linalg.eigh(k)
     shrink = (1 - values).clamp_min(1e-12).rsqrt()
@@ -218,13 +230,15 @@ def effects(fitted: Fit, contrast: Tensor, level: float = 0.95) -> Estimate:
         An `Estimate`. It speaks of this network over the probe set's population, given no hidden factor.
     """
     value = contrast @ fitted.coefficients
-    se = fitted.variance(contrast).sqrt()
-    df = fitted.degrees_of_freedom(contrast).unsqueeze(1).expand_as(value)
-    t = torch.from_numpy(stdtrit(df.cpu().numpy(), 0.5 + level / 2)).to(value.device)
     note = interval_note(fitted)
+    nan = torch.full_like(value, math.nan)
+    if math.isnan(fitted.leverage):
+        return Estimate(value, nan, nan, nan, nan, nan, note)
+    df = fitted.degrees_of_freedom(contrast).unsqueeze(1).expand_as(value)
     if note and note.startswith("withheld"):
-        nan = torch.full_like(value, math.nan)
         return Estimate(value, nan, nan, nan, df, nan, note)
+    se = fitted.variance(contrast).sqrt()
+    t = torch.from_numpy(stdtrit(df.cpu().numpy(), 0.5 + level / 2)).to(value.device)
     return Estimate(value, se, value - t * se, value + t * se, df, robustness_value(value / se, df), note)
 
 
@@ -237,6 +251,8 @@ def interval_note(fitted: Fit) -> str | None:
         pair, _ = unique_rows(torch.stack([cell, source], 1))
         count, cell, what = torch.ones(len(pair), dtype=torch.float64, device=count.device), pair[:, 0], "sources"
     smallest = int(group_sum(count, cell, cells).min())
+    if math.isnan(fitted.leverage):
+        return f"withheld: too many sources for clustered intervals with {fitted.basis.shape[1] - 1} columns"
     if fitted.leverage > MAX_LEVERAGE:
         return f"withheld: a sample or source has leverage {fitted.leverage:.3f}, over {MAX_LEVERAGE}"
     if smallest < 2 and cells <= MAX_CELLS:

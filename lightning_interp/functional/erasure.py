@@ -52,11 +52,39 @@ class Eraser(NamedTuple):
         return (h.double() + self.step(h.double())).to(h.dtype)
 
 
+class LowRank:
+    """A covariance R'R known by its rows alone, for layers with more units than rows.
+
+    Args:
+        rows: R, `[k, d]`.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows.double()
+        self._factor: dict[float, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def trace(self) -> Tensor:
+        """The activation's variance, summed over units."""
+        return (self.rows**2).sum()
+
+    def solve(self, b: Tensor, alpha: float) -> Tensor:
+        """(R'R + αI)⁻¹b by way of RR' (Woodbury), `[d, m]`, α over 0."""
+        if alpha not in self._factor:
+            products = self.rows @ self.rows.T
+            products.diagonal().add_(alpha)
+            self._factor[alpha] = torch.linalg.cholesky(products)
+        return (b - self.rows.T @ torch.cholesky_solve(self.rows @ b, self._factor[alpha])) / alpha
+
+
 class Second(NamedTuple):
     """Second moments of z and h under one set of weights.
 
     Attributes:
-        hh: covariance of the activation, `[d, d]`.
+        hh: covariance of the activation, `[d, d]`; of a wide layer its diagonal only, `[d]`.
         zh: of z with it, `[q, d]`.
         zz: of z, `[q, q]`.
         h: mean activation, `[d]`.
@@ -70,12 +98,12 @@ class Second(NamedTuple):
     z: Tensor
 
 
-def leace(hh: Tensor, hz: Tensor, mean: Tensor, ridge: float = 0.0) -> Eraser:
+def leace(hh: Tensor | LowRank, hz: Tensor, mean: Tensor, ridge: float = 0.0) -> Eraser:
     """The smallest affine edit (in every norm) that makes the covariance of activation and z zero.
 
     Args:
         hh: covariance of the activation, `[d, d]`; may be singular: directions whose variance is under d·ε of the largest are
-            left out.
+            left out. One of low rank needs a ridge.
         hz: covariance of the activation with z, `[d, k]`, z of order one; columns may depend on each other or be zero.
         mean: mean activation, `[d]`.
         ridge: added to the diagonal of `hh`, in units of its mean eigenvalue, 0 or more: fewer rows than units make a noisy
@@ -84,18 +112,24 @@ def leace(hh: Tensor, hz: Tensor, mean: Tensor, ridge: float = 0.0) -> Eraser:
     Returns:
         A float64 `Eraser`; of rank 0 where there is nothing to erase.
     """
-    hh, hz, mean = hh.double(), hz.double(), mean.double()
-    q = _basis(hz, float(hh.diagonal().sum().clamp_min(0).sqrt()))
+    hz, mean = hz.double(), mean.double()
+    size = hh.trace if isinstance(hh, LowRank) else hh.double().diagonal().sum()
+    q = _basis(hz, float(size.clamp_min(0).sqrt()))
     if q.shape[1] == 0:
         return Eraser(mean, q, q.T)
-    size = hh.diagonal().sum()
-    damped = (hh + hh.T) / 2 + size * (q @ q.T)
-    damped.diagonal().add_(ridge * size / len(hh))
-    solved = _solve(damped, q, ridge > 0)
+    if isinstance(hh, LowRank):
+        solved = hh.solve(q, float(ridge * size / len(hh)))
+    else:
+        hh = hh.double()
+        damped = (hh + hh.T) / 2 + size * (q @ q.T)
+        damped.diagonal().add_(ridge * size / len(hh))
+        solved = _solve(damped, q, ridge > 0)
     return Eraser(mean, solved @ torch.linalg.inv(q.T @ solved), q.T.clone())
 
 
-def random_leace(hh: Tensor, mean: Tensor, rows: Tensor, rank: int, generator: torch.Generator, ridge: float = 0.0) -> Eraser:
+def random_leace(
+    hh: Tensor | LowRank, mean: Tensor, rows: Tensor, rank: int, generator: torch.Generator, ridge: float = 0.0
+) -> Eraser:
     """Erase random labels: the control for `leace`, a random subspace of a given rank.
 
     Its directions are covariances of the activation with columns of random numbers, so they are drawn from the activation's
@@ -146,9 +180,12 @@ def balanced(m: Moments, codes: Tensor) -> Second:
     h, z = cells.mean(0), codes.mean(0)
     between, coded = cells - h, codes - z
     about = cells - m.hidden[0]
-    within = (m.gram - about.T @ (count.unsqueeze(1) * about)) / count.sum()
     k = len(codes)
-    return Second(within + between.T @ between / k, coded.T @ between / k, coded.T @ coded / k, h, z)
+    if m.gram.ndim == 1:
+        hh = (m.gram - (count.unsqueeze(1) * about**2).sum(0)) / count.sum() + (between**2).sum(0) / k
+    else:
+        hh = (m.gram - about.T @ (count.unsqueeze(1) * about)) / count.sum() + between.T @ between / k
+    return Second(hh, coded.T @ between / k, coded.T @ coded / k, h, z)
 
 
 def natural(m: Moments, codes: Tensor) -> Second:
@@ -205,12 +242,16 @@ def second(m: Moments, codes: Tensor, weights: str) -> Second:
     return (balanced if weights == "balanced" else natural)(m, codes)
 
 
-def weighted_leace(m: Moments, codes: Tensor, confounder: Sequence[int], weights: str, ridge: float = 0.0) -> Eraser:
+def weighted_leace(
+    m: Moments, codes: Tensor, confounder: Sequence[int], weights: str, ridge: float = 0.0, hh: LowRank | None = None
+) -> Eraser:
     """Erase a variable under "balanced" weights, see `balanced_leace`, or "natural" ones, see `partial_leace`."""
-    return (balanced_leace if weights == "balanced" else partial_leace)(m, codes, confounder, ridge)
+    return (balanced_leace if weights == "balanced" else partial_leace)(m, codes, confounder, ridge, hh)
 
 
-def balanced_leace(m: Moments, codes: Tensor, confounder: Sequence[int], ridge: float = 0.0) -> Eraser:
+def balanced_leace(
+    m: Moments, codes: Tensor, confounder: Sequence[int], ridge: float = 0.0, hh: LowRank | None = None
+) -> Eraser:
     """Erase a variable where every cell of it and the given variables is weighted alike.
 
     So the eraser takes out the variable and not what travels with it: under natural weights, and at an agreement of .9,
@@ -221,17 +262,20 @@ def balanced_leace(m: Moments, codes: Tensor, confounder: Sequence[int], ridge: 
         codes: coded discrete variables in each cell, `[cells, q]`.
         confounder: places of the confounder's columns in z, the codes followed by the continuous variables.
         ridge: as in `leace`.
+        hh: covariance of the activation of a wide layer, whose moments have its diagonal only.
 
     Raises:
         VariableError: the given variables leave nothing of the confounder.
     """
     if m.columns or bool((m.count[1:] <= 0).any()):
-        return partial_leace(m, codes, confounder, ridge)
+        return partial_leace(m, codes, confounder, ridge, hh)
     s = balanced(m, codes)
-    return leace(s.hh, net(s, confounder)[1].T, s.h, ridge)
+    return leace(s.hh if hh is None else hh, net(s, confounder)[1].T, s.h, ridge)
 
 
-def partial_leace(m: Moments, codes: Tensor, confounder: Sequence[int], ridge: float = 0.0) -> Eraser:
+def partial_leace(
+    m: Moments, codes: Tensor, confounder: Sequence[int], ridge: float = 0.0, hh: LowRank | None = None
+) -> Eraser:
     """Erase what a variable adds to the activation, the given ones held fixed, every row weighted alike.
 
     Σ_hz is the multivariate pattern, Σ_hh the residual covariance of the regression on all variables: afterwards the pattern
@@ -242,15 +286,21 @@ def partial_leace(m: Moments, codes: Tensor, confounder: Sequence[int], ridge: f
         codes: as there.
         confounder: as there.
         ridge: as in `leace`.
+        hh: as there, of what the regression leaves.
 
     Raises:
         VariableError: the given variables leave nothing of the confounder.
     """
     s = natural(m, codes)
     hz = net(s, confounder)[1].T
-    b = _inverse(s.zz) @ s.zh
+    b = slopes(s)
     q = codes.shape[1]
-    return leace(s.hh - s.zh.T @ b, hz, s.h - s.z[:q] @ b[:q], ridge)
+    return leace(s.hh - s.zh.T @ b if hh is None else hh, hz, s.h - s.z[:q] @ b[:q], ridge)
+
+
+def slopes(s: Second) -> Tensor:
+    """The regression of the activation on z, `[q, d]`."""
+    return _inverse(s.zz) @ s.zh
 
 
 def erased(m: Moments, eraser: Eraser) -> Moments:

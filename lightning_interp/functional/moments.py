@@ -18,8 +18,8 @@ class Moments(NamedTuple):
     Attributes:
         count: rows in each group, `[g]`.
         mean: mean of y in each group, `[g, q + d]`.
-        cross: Σ (x − x̄)(y − ȳ)' within each group, `[g, q, q + d]`.
-        gram: Σ (h − h̄)(h − h̄)' over all rows, `[d, d]`.
+        cross: Σ (x − x̄)(y − ȳ)' within each of the first c groups, `[c, q, q + d]`, c ≤ g.
+        gram: Σ (h − h̄)(h − h̄)' over all rows, `[d, d]`; of a wide layer its diagonal only, `[d]`.
     """
 
     count: Tensor  # type: ignore[assignment]  # the tuple's method of that name is of no use here
@@ -37,6 +37,11 @@ class Moments(NamedTuple):
         """Mean activation of each group, `[g, d]`."""
         return self.mean[:, self.columns :]
 
+    @property
+    def squares(self) -> Tensor:
+        """Σ (h − h̄)² of every unit over all rows, `[d]`."""
+        return self.gram if self.gram.ndim == 1 else self.gram.diagonal()
+
     def __add__(self, other: Moments) -> Moments:  # type: ignore[override]  # merging, not joining tuples
         """The moments of both sets of rows together; the groups must be the same."""
         count = self.count + other.count
@@ -45,22 +50,29 @@ class Moments(NamedTuple):
         delta = other.mean - self.mean
         both = self.count * part
         mean = torch.where((self.count > 0).unsqueeze(1), self.mean + part.unsqueeze(1) * delta, other.mean)
-        q = self.columns
-        cross = self.cross + other.cross + both[:, None, None] * delta[:, :q].unsqueeze(2) * delta.unsqueeze(1)
+        q, c = self.columns, len(self.cross)
+        cross = self.cross + other.cross + both[:c, None, None] * delta[:c, :q].unsqueeze(2) * delta[:c].unsqueeze(1)
         dh = delta[0, q:]
-        return Moments(count, mean, cross, self.gram + other.gram + both[0] * dh.outer(dh))
+        between = dh**2 if self.gram.ndim == 1 else dh.outer(dh)
+        return Moments(count, mean, cross, self.gram + other.gram + both[0] * between)
 
-    def select(self, index: Tensor) -> Moments:
-        """The moments with groups picked (or repeated) by `index` `[g']`; −1 makes an empty group."""
+    def select(self, index: Tensor, crossed: int | None = None) -> Moments:
+        """The moments with groups picked (or repeated) by `index` `[g']`; −1 makes an empty group.
+
+        Args:
+            index: int64 `[g']`.
+            crossed: for how many of them, the first, cross products are kept: all of them by default.
+        """
         empty = index < 0
         at = index.clamp_min(0)
         count = torch.where(empty, torch.zeros_like(self.count[at]), self.count[at])
         mean = torch.where(empty.unsqueeze(1), torch.zeros_like(self.mean[at]), self.mean[at])
+        empty, at = empty[:crossed], at[:crossed]
         cross = torch.where(empty[:, None, None], torch.zeros_like(self.cross[at]), self.cross[at])
         return Moments(count, mean, cross, self.gram)
 
 
-def moments(h: Tensor, x: Tensor, member: Tensor, groups: int) -> Moments:
+def moments(h: Tensor, x: Tensor, member: Tensor, groups: int, crossed: int | None = None, pairs: bool = True) -> Moments:
     """The moments of rows.
 
     Args:
@@ -68,6 +80,8 @@ def moments(h: Tensor, x: Tensor, member: Tensor, groups: int) -> Moments:
         x: continuous variables `[n, q]`.
         member: groups that each row belongs to besides group 0, int64 `[n, m]`, each in 1…groups − 1.
         groups: number of groups, group 0 included.
+        crossed: for how many of them, the first, cross products are kept: all of them by default.
+        pairs: whether products of all pairs of units are kept, `[d, d]`; else only squares, `[d]`.
 
     Returns:
         float64 `Moments`.
@@ -76,9 +90,10 @@ def moments(h: Tensor, x: Tensor, member: Tensor, groups: int) -> Moments:
     n, q = y.shape[0], x.shape[1]
     count = torch.zeros(groups, dtype=torch.float64, device=h.device)
     total = torch.zeros(groups, y.shape[1], dtype=torch.float64, device=h.device)
-    cross = torch.zeros(groups, q, y.shape[1], dtype=torch.float64, device=h.device)
     if n == 0:
-        return Moments(count, total, cross, torch.zeros(h.shape[1], h.shape[1], dtype=torch.float64, device=h.device))
+        d = h.shape[1]
+        cross = y.new_zeros(groups if crossed is None else crossed, q, y.shape[1])
+        return Moments(count, total, cross, y.new_zeros(d, d) if pairs else y.new_zeros(d))
     center = y.mean(0)
     y = y - center  # group sums of centred rows: a large common mean costs no digits
     ones = torch.ones(n, dtype=torch.float64, device=h.device)
@@ -86,16 +101,30 @@ def moments(h: Tensor, x: Tensor, member: Tensor, groups: int) -> Moments:
     for column in member.unbind(1):
         count.index_add_(0, column, ones)
         total.index_add_(0, column, y)
-    if q:
-        product = (y[:, :q].unsqueeze(2) * y.unsqueeze(1)).flatten(1)
-        flat = cross.view(groups, -1)
-        flat[0] = product.sum(0)
-        for column in member.unbind(1):
-            flat.index_add_(0, column, product)
     mean = total / count.clamp_min(1).unsqueeze(1)
-    cross -= count[:, None, None] * mean[:, :q].unsqueeze(2) * mean.unsqueeze(1)
+    cross = _crosses(y, q, member, groups if crossed is None else crossed)
+    c = len(cross)
+    cross -= count[:c, None, None] * mean[:c, :q].unsqueeze(2) * mean[:c].unsqueeze(1)
     hc = y[:, q:] - mean[0, q:]
-    return Moments(count, torch.where((count > 0).unsqueeze(1), mean + center, mean), cross, hc.T @ hc)
+    gram = hc.T @ hc if pairs else (hc**2).sum(0)
+    return Moments(count, torch.where((count > 0).unsqueeze(1), mean + center, mean), cross, gram)
+
+
+def _crosses(y: Tensor, q: int, member: Tensor, crossed: int) -> Tensor:
+    # Group by group: products of single rows would take n·q·(q + d) numbers.
+    out = y.new_zeros(crossed, q, y.shape[1])
+    if not q or not crossed:
+        return out
+    out[0] = y[:, :q].T @ y
+    for column in member.unbind(1):
+        if int(column.min()) >= crossed:
+            continue
+        sizes = torch.bincount(column, minlength=crossed)[:crossed].tolist()
+        rows = column.argsort(stable=True)[: sum(sizes)].split(sizes)
+        for group, mine in enumerate(rows):
+            if len(mine):
+                out[group] += y[mine, :q].T @ y[mine]
+    return out
 
 
 class Target(NamedTuple):
@@ -128,6 +157,10 @@ class Cross(NamedTuple):
     mean: Tensor
     variance: Tensor
     covariance: Tensor
+
+    def columns(self, which: slice) -> Cross:
+        """Those of some columns."""
+        return Cross(*(part[which] for part in self))
 
 
 def cross(m: Moments, target: Target, weight: Tensor | None = None) -> Cross:
@@ -165,7 +198,7 @@ def coarsen(m: Moments, index: Tensor, groups: int) -> Moments:
     """Merge groups: group i goes into group `index[i]`; `gram` is left as it is.
 
     Args:
-        m: the moments.
+        m: the moments, with cross products of all groups.
         index: int64 `[g]`.
         groups: number of groups afterwards.
     """

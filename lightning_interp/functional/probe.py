@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_interp.functional.moments import Cross, Moments
 
 RIDGE = 1e-2
+ROUNDING = 1e-12
 
 
 class Probe(NamedTuple):
@@ -28,6 +29,10 @@ class Probe(NamedTuple):
 
     weight: Tensor
     bias: Tensor
+
+    def columns(self, which: slice) -> Probe:
+        """The probes of some targets."""
+        return Probe(self.weight[:, which], self.bias[which])
 
     def scores(self, h: Tensor) -> Tensor:
         """Predictions for activations `[n, d]`, `[n, t]`."""
@@ -59,11 +64,16 @@ def ridge_probe(m: Moments, target: Cross, ridge: float = RIDGE) -> Probe:
     alpha = ridge * s.diagonal().sum() / d
     damped = s + torch.diag(alpha.clamp_min(1e-300).expand(d))
     factor, info = torch.linalg.cholesky_ex(damped)
-    if int(info):  # a layer that is constant to rounding has no direction to read
+    if int(info) or constant(m):  # no direction to read
         weight = torch.zeros(d, len(target.mean), dtype=s.dtype, device=s.device)
     else:
         weight = torch.cholesky_solve(target.covariance.T, factor)
     return Probe(weight, target.mean - m.hidden[0] @ weight)
+
+
+def constant(m: Moments) -> bool:
+    """Whether an activation is constant to rounding."""
+    return bool(m.squares.sum() <= ROUNDING**2 * m.count[0] * (m.hidden[0] ** 2).sum())
 
 
 def held_out_r2(probe: Probe, m: Moments, target: Cross, blocks: Sequence[slice]) -> Tensor:
@@ -82,13 +92,44 @@ def held_out_r2(probe: Probe, m: Moments, target: Cross, blocks: Sequence[slice]
     s = m.gram / m.count[0]
     offset = target.mean - probe.bias - m.hidden[0] @ w
     error = target.variance - 2 * (w * target.covariance.T).sum(0) + (w * (s @ w)).sum(0) + offset**2
+    return block_r2(error, target.variance, blocks)
+
+
+def held_out_products(probe: Probe, m: Moments, target: Cross, spread: Tensor) -> Tensor:
+    """Mean products of the errors of a probe on the other fold's moments: the errors of any mixture of its columns follow.
+
+    Args:
+        probe: fitted elsewhere.
+        m: the held-out fold's moments.
+        target: its target columns.
+        spread: second moments of these among each other, `[t, t]`.
+
+    Returns:
+        `[t, t]`.
+    """
+    w = probe.weight
+    read = target.covariance @ w
+    offset = target.mean - probe.bias - m.hidden[0] @ w
+    return spread - read - read.T + w.T @ (m.gram @ w) / m.count[0] + offset.outer(offset)
+
+
+def block_r2(missed: Tensor, total: Tensor, blocks: Sequence[slice]) -> Tensor:
+    """1 − missed/total, summed over the columns of each variable.
+
+    Args:
+        missed: squared errors of each column, `[t]` or `[t, r]`.
+        total: squared deviations from the mean, alike.
+        blocks: columns that make one variable.
+
+    Returns:
+        `[len(blocks)]` or `[len(blocks), r]`; NaN where the total is not positive.
+    """
     width = torch.tensor([b.stop - b.start for b in blocks])
-    columns = torch.cat([torch.arange(b.start, b.stop) for b in blocks]).to(w.device)
-    block = torch.arange(len(blocks)).repeat_interleave(width).to(w.device)
-    zero = torch.zeros(len(blocks), dtype=w.dtype, device=w.device)
-    missed = zero.index_add(0, block, error[columns])
-    total = zero.index_add(0, block, target.variance[columns])
-    return torch.where(total > 0, 1 - missed / total, torch.nan)
+    columns = torch.cat([torch.arange(b.start, b.stop) for b in blocks]).to(missed.device)
+    block = torch.arange(len(blocks)).repeat_interleave(width).to(missed.device)
+    zero = missed.new_zeros(len(blocks), *missed.shape[1:])
+    left, whole = (zero.index_add(0, block, part[columns]) for part in (missed, total))
+    return torch.where(whole > 0, 1 - left / whole, torch.nan)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> Tensor:

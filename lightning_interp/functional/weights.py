@@ -81,7 +81,8 @@ def _obstacle(design: Design, cells: Tensor, n_cell: Tensor, effective: float) -
         possible *= len(f.levels)
     if len(cells) > MAX_CELLS:
         return f"natural weights: {len(cells)} cells, balanced ones need at most {MAX_CELLS}"
-    if len(cells) < possible and not structural(cells, [len(f.levels) for f in design.discrete]):
+    many = len(design.discrete) > MAX_CELLS  # more than so few cells can tell apart
+    if len(cells) < possible and (many or not structural(cells, [len(f.levels) for f in design.discrete])):
         return f"natural weights: {possible - len(cells)} of {possible} cells are empty"
     smallest = int(n_cell.argmin())
     if n_cell[smallest] < MIN_PER_CELL:

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_interp.events import Event
 from lightning_interp.summaries.event_log import event_content, event_tag, write_json
+from lightning_interp.summaries.heatmap import MAX_VARIABLES, decodability_grid
 from lightning_interp.summaries.heatmap import Heatmap as Heatmap
-from lightning_interp.summaries.heatmap import decodability_grid
 from lightning_interp.summaries.layout import layout as layout
 from lightning_interp.summaries.text import equation_text as equation_text
 
@@ -44,7 +44,7 @@ class EventWriter:
         self._written += 1
         write_json(self._writer, event_tag(self._prefix), event_content(event, alarms, self._prefix, self._written), step)
         layers, variables, grid = decodability_grid(event)
-        if not layers:
+        if not layers or len(variables) > MAX_VARIABLES:
             return
         if self._heatmap is None or (self._heatmap.layers, self._heatmap.variables) != (layers, variables):
             self._heatmap = Heatmap(layers, variables)

@@ -9,6 +9,8 @@ import numpy as np
 
 from lightning_interp.events import Event
 
+MAX_VARIABLES = 100  # columns of a picture that can be read and drawn; with more there is none
+
 
 def decodability_grid(event: Event) -> tuple[list[str], list[str], np.ndarray]:
     """Layers, variables, and R² `[layers, variables]`, NaN where withheld."""
