@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ from lightning_interp.watcher import Watch
 MEASURES = ("contribution", "decodability", "groups", "sensitivity", "mediation", "intervention", "entanglement")
 DEFAULT_MEASURES = ("contribution", "decodability", "groups")
 STATE_VERSION = 1
+LEFT_OUT = "batches were left out"
+_LOG = logging.getLogger(__name__)
 
 
 class Monitor(Probe):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 import warnings
 
 import pytest
@@ -569,7 +570,7 @@ def test_text_labels_are_categorical():
         ({"given": [GRASS]}, VariableError, "grass"),
         ({"loss_fn": "callbacks.boring:swap_gras"}, InterpError, "swap_grass"),
     ],
-    ids=str,
+    ids=lambda case: re.sub(r" at 0x\w+", "", str(case)),  # the same in every process
 )
 def test_bad_arguments_are_named(options, problem, text):
     options = {"model": net(), "confounder": GRASS, "given": [MOO], **options}

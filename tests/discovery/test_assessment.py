@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from discovery.scenes import draws, rows
+from discovery.feature_scenes import draws, rows
 
 from lightning_interp.discovery.assessment import (
     MIN_SAMPLES,

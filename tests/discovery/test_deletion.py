@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from discovery.scenes import discovery, draws, feed, looked, model, rows, samples
+from discovery.feature_scenes import discovery, draws, feed, looked, model, rows, samples
 from nets import said
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from discovery.scenes import draws
+from discovery.feature_scenes import draws
 from nets import random_streams
 
 from lightning_interp.discovery import SplitDictionary, TopKDictionary

@@ -5,7 +5,7 @@ from dataclasses import replace
 import nets
 import pytest
 import torch
-from discovery.scenes import LAYER, MARGIN, discovery, draws, feed, looked, model, samples
+from discovery.feature_scenes import LAYER, MARGIN, discovery, draws, feed, looked, model, samples
 from nets import fingerprint, hooks, said
 from torch import nn
 

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from discovery.scenes import discovery, looked, model, samples
+from discovery.feature_scenes import discovery, looked, model, samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 

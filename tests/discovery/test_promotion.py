@@ -5,7 +5,7 @@ import copy
 import nets
 import pytest
 import torch
-from discovery.scenes import draws, feed, looked, model, samples
+from discovery.feature_scenes import draws, feed, looked, model, samples
 from nets import fingerprint, random_streams, said
 from torch import nn
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from discovery.scenes import batch_rows, draws, rows
+from discovery.feature_scenes import batch_rows, draws, rows
 
 from lightning_interp import Concept, Confounder
 from lightning_interp.discovery.rows import first_of_each, joined

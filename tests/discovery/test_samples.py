@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from discovery.scenes import draws
+from discovery.feature_scenes import draws
 from PIL import Image
 
 from lightning_interp.batches import Inputs
