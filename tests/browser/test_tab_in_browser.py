@@ -438,6 +438,7 @@ def test_the_theme_follows_tensorboards_switch_until_the_reader_says(opened):
 
 def test_every_control_is_reached_by_the_keyboard_and_has_a_name(opened):
     tab = opened().ready()
+    tab.settled()
     unnamed = tab.frame.evaluate("""
         [...document.querySelectorAll('button, select, input, [tabindex]')].filter(one =>
             !(one.labels?.length || one.textContent.trim() || one.getAttribute('aria-label') || one.closest('.js-plotly-plot'))

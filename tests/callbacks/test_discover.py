@@ -315,7 +315,7 @@ def test_batches_that_cannot_be_used_are_left_out_and_the_run_goes_on():
     found = grazing(variables=[Concept("moo", label=moo_unreadable_at_5)], data=reverse)
     with pytest.warns(InterpWarning) as told:
         grazed(found)
-    assert texts(told) == {"a batch was left out: no label", "1 batches were left out"}
+    assert texts(told) == {"a batch was left out: ValueError: no label", "1 batches were left out"}
     assert [e.n for e in found.history] == [224] * 4
 
 
@@ -327,7 +327,7 @@ def test_a_validation_set_of_nan_stops_nothing():
     with pytest.warns(InterpWarning) as told:
         run.fit(Grazing(), loader(Animals(192, 1), batch=32), loader(items, batch=32))
     left = "no batch had labels and finite outputs and activations; 8 were left out."
-    assert texts(told) == {f"no event at step {step}: the probe set is empty: {left}" for step in (6, 12)}
+    assert texts(told) == {f"no event at step 6: the probe set is empty: {left}"}  # once, whatever the step
     assert found.history == ()
     assert run.current_epoch == 2
 
