@@ -90,7 +90,7 @@ FUNCTIONS = [
         "pooling raises",
         ("monitor", "all measures", "training window", "by steps", "own data", "budget"),
         lambda: Parts(pooling=raising(broken, torch.clone)),
-        says="on purpose",
+        says="on purpose|pooling function",  # the latter: measures that no pooling function has
     ),
     Fault(
         "pooling gives a number",
@@ -401,7 +401,7 @@ OUTPUTS = [
     Fault("no loss for an epoch", (*PENALTIES, *ERASURES), net=AlwaysNaN, parts=lambda: Parts(output="head_out")),
     Fault(
         "infinite activations of a batch",
-        (*MEASURING, "independence", "gradient", *ERASURES),
+        (*(w for w in MEASURING if w != "own data"), "independence", "gradient", *ERASURES),  # whose batches have no numbers
         net=HiddenStorm,
         says="finite|NaN|gradient",
         parts=lambda: Parts(layer="tail"),
