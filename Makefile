@@ -17,7 +17,7 @@ demo: env
 	$(BIN)/python examples/grassy_digits.py $(ARGS)
 
 test: env
-	$(BIN)/python -m pytest -q -m "not slow" --doctest-modules lightning_interp tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --doctest-modules lightning_interp tests
 
 test-all: env
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q --doctest-modules lightning_interp tests
