@@ -94,7 +94,9 @@ def watchers(events: int) -> dict[str, Callback]:
     often = {"data": DataLoader(Items(160), 160), "every_n_train_steps": 1, "max_events": most}
     measures = ("contribution", "decodability", "groups", "entanglement")
     return {
-        "monitor": ConceptMonitor([moo, grass], ["encoder"], warn_above=1e9, measures=measures, **places, **often),
+        "monitor": ConceptMonitor(
+            [moo, grass], ["encoder"], warn_above=1e9, summary=False, measures=measures, **places, **often
+        ),
         "discovery": DiscoverFeatures("encoder", [moo], features=3, show=2, **places, **often),
         "penalty": SuppressConfounder(grass, [moo], start_epoch=0, ramp_epochs=0, **places),
         "erasure": EraseConfounder(grass, "encoder", [moo], every_n_steps=1, start_rows=32),

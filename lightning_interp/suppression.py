@@ -313,7 +313,7 @@ class Suppression(NearestArgument):
         extra = self._reweight(step) if self.balance else None
         term = self._called(step)
         self._idle = self._idle + 1 if term is None else 0
-        if self._idle == IDLE:
+        if self._idle == IDLE and self.steps.design.cells:
             self.say(self._why_idle())
         if term is None or not term.requires_grad or not bool(torch.isfinite(term)):
             left = self._skip(zero, None if term is None else self._why_not(term))
@@ -577,7 +577,7 @@ class Suppression(NearestArgument):
         self._held_out.load_state_dict(state["held_out"])
         if state["penalty"]:
             self.term.load_state_dict(state["penalty"])
-        if self._shown is not None and state["shown"] is not None:
+        if self._shown is not None and state.get("shown") is not None:
             self._shown.load_state_dict(state["shown"])
         if self.budget is not None and state["budget"] is not None:
             self.budget.load_state_dict(state["budget"])

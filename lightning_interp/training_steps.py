@@ -115,7 +115,7 @@ class TrainingSteps:
             1,
             torch.ones(1, dtype=torch.float64, device=raw.device),
             None,
-            None if target is None else self._losses(raw, target),
+            None if target is None else self._per_sample(raw, target),
             None,
             hidden,
             None if along is None else lambda direction: along(task, direction),
