@@ -65,6 +65,8 @@ class SplitDictionary(Dictionary):
     feature, in the whole activation 1.0); what a feature has in common with them is taken out of its code afterwards, before
     its contribution is counted. A split that is a named variable's is left out, and two splits are alike if they are so among
     samples that have the named variables in common: else a feature would be hidden by the named variable that it travels with.
+    Of two alike the clearer is kept, also where the other matters more to the output: what is lost so is counted as unnamed.
+    A feature that goes with the class on nearly all samples that are looked at cannot be told from the class.
 
     Args:
         components: principal components to start from; twice as many random mixtures of them are started from too.
@@ -115,7 +117,7 @@ class TopKDictionary(Dictionary):
     """A top-k sparse autoencoder (Makhzani & Frey 2013; Gao et al. 2024), trained on at every event from where it stood.
 
     For layers that hold many more features than samples can be split by. On the data sets tried here it splits one binary
-    feature into several atoms; see the table in the README.
+    feature into several atoms (best of the top three: correlation .51–.91, where splits have .98): docs/measured.md.
 
     Args:
         atoms: features to learn.
