@@ -99,7 +99,12 @@ def run(data: Data, arm: str, epochs: int, extra: tuple[Callback, ...] = ()) -> 
     callbacks: list[Callback] = [clock, *extra]
     if arm == "with":
         monitor = ConceptMonitor(
-            [Concept("digit"), Confounder("grass")], layers=["encoder.conv*"], output="head", target="label", inputs="image"
+            [Concept("digit"), Confounder("grass")],
+            layers=["encoder.conv*"],
+            output="head",
+            target="label",
+            inputs="image",
+            summary=False,
         )
         callbacks.insert(0, monitor)
     with tempfile.TemporaryDirectory() as folder:
