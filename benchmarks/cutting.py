@@ -38,7 +38,7 @@ import lightning as L
 import numpy as np
 import torch
 from shortcuts.methods import KEYS, balanced
-from shortcuts.runs import measured, outputs
+from shortcuts.runs import measured, outputs, quiet_trainer
 from shortcuts.tasks import Coloured, Demo, Fields, Task, loader, mnist_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -68,15 +68,7 @@ def train(task: Task, training: str, seed: int) -> L.LightningModule:
     """A net, trained as in `benchmarks/suppression.py`."""
     L.seed_everything(seed, verbose=False)
     net = task.net()
-    trainer = L.Trainer(
-        max_epochs=task.epochs,
-        accelerator="cpu",
-        callbacks=[balanced(task)] if training != "plain" else [],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(task.epochs, [balanced(task)] if training != "plain" else [])
     trainer.fit(net, loader(task.fields("train", seed), 128, shuffle=True))
     return net
 

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from shortcuts.methods import BATCH, KEYS
 from shortcuts.report import spread
-from shortcuts.runs import measured
+from shortcuts.runs import measured, quiet_trainer
 from shortcuts.tasks import Coloured, Demo, Fields, Task, loader, mnist_file
 from sklearn.decomposition import NMF, PCA, FastICA
 from torch import Tensor, nn
@@ -109,16 +109,7 @@ def fit(
     """Train the task's net."""
     L.seed_everything(seed, verbose=False)
     net = task.net()
-    trainer = L.Trainer(
-        max_epochs=epochs or task.epochs,
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(epochs or task.epochs, callbacks)
     trainer.fit(net, data, None if val is None else loader(val, 512))
     return net.eval()
 

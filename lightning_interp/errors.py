@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name
@@ -112,3 +112,16 @@ def at_least(value: int, least: int, argument: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InterpError(f"`{argument}` expects a whole number of {least} or more, got {value!r}.")
     return value
+
+
+def known_names(given: Sequence[str], known: Sequence[str], argument: str) -> tuple[str, ...]:
+    """The names that were given, one or several, checked to be among those that there are.
+
+    Raises:
+        InterpError: one is not; the message names the nearest that is.
+    """
+    given = (given,) if isinstance(given, str) else tuple(given)
+    for name in given:
+        if name not in known:
+            raise InterpError(f"`{argument}`: {name!r} is none of {', '.join(known)}.{nearest(name, known)}")
+    return given

@@ -14,7 +14,15 @@ from lightning_interp.activations.select import module_names
 from lightning_interp.batches import Inputs, Place
 from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
-from lightning_interp.errors import InterpError, LayerError, ProbeSetError, VariableError, at_least, described, nearest
+from lightning_interp.errors import (
+    LayerError,
+    ProbeSetError,
+    VariableError,
+    at_least,
+    described,
+    known_names,
+    nearest,
+)
 from lightning_interp.events import Event
 from lightning_interp.footprint import footprint, module_units
 from lightning_interp.functional.coding import is_discrete
@@ -22,7 +30,7 @@ from lightning_interp.functional.table import Table
 from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, by_level_only, contributions, equation, groups
 from lightning_interp.passes import OWN_PASS, OwnPasses, Replay, Shown, read_examples
-from lightning_interp.probe import Probe
+from lightning_interp.probe import Probe, thinned
 from lightning_interp.processes import gathered, world
 from lightning_interp.reading import Reader
 from lightning_interp.results import Score
@@ -102,8 +110,8 @@ class Monitor(Probe):
         super().__init__(
             Reader(self.labelled, called, target, cluster, sample_id), called, layers, output, pooling, max_samples
         )
-        self.measures = _known(measures, MEASURES, "measures")
-        self.weights = _known([weights], ("balanced", "natural"), "weights")[0]
+        self.measures = known_names(measures, MEASURES, "measures")
+        self.weights = known_names([weights], ("balanced", "natural"), "weights")[0]
         self.interactions = interactions
         self._check_examples()
         self.max_events = at_least(max_events, 2, "max_events")
@@ -177,7 +185,7 @@ class Monitor(Probe):
         self._check_memory({name: units for name, units in self._watcher.widths.items() if name})
         self._collection.add(rows, self.window)
         if set(OWN_PASS) & set(self.measures):
-            self._replay.max_rows = -(-self.max_samples // world()[1])
+            self._replay.max_rows = self._samples_here
             self._replay.add(watch.batch, rows.keep, rows.finite, self.window)
 
     # --- measuring ----------------------------------------------------------------------------------------------------
@@ -202,7 +210,7 @@ class Monitor(Probe):
         finally:
             self.restart()
         event = replace(event, cost_seconds=time.perf_counter() - start)
-        self.history = _thinned((*self.history, event), self.max_events)
+        self.history = thinned((*self.history, event), self.max_events)
         self._warn(event)
         return event
 
@@ -423,16 +431,3 @@ def _scores(parts: Sequence[Mapping[str, LayerResult]]) -> dict[str, dict[str, S
             if r.scores:
                 out.setdefault(layer, {}).update(r.scores)
     return out
-
-
-def _known(given: Sequence[str], known: Sequence[str], argument: str) -> tuple[str, ...]:
-    given = (given,) if isinstance(given, str) else tuple(given)
-    for name in given:
-        if name not in known:
-            raise InterpError(f"`{argument}`: {name!r} is none of {', '.join(known)}.{nearest(name, known)}")
-    return given
-
-
-def _thinned(history: tuple[Event, ...], most: int) -> tuple[Event, ...]:
-    # Down-sampled, not cut off: the first and the latest stay, every other one between them goes.
-    return history if len(history) <= most else (*history[:-1:2], history[-1])

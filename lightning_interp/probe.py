@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ from lightning_interp.processes import world
 from lightning_interp.progress import bar
 from lightning_interp.reading import Reader
 from lightning_interp.watcher import Watch, Watcher
+
+E = TypeVar("E")
 
 
 class Probe(NearestArgument, ABC):
@@ -127,6 +129,11 @@ class Probe(NearestArgument, ABC):
         watcher = self._watcher
         return Caller(watcher.model, self.inputs, watcher.output, self.pooling, self.context)
 
+    @property
+    def _samples_here(self) -> int:
+        """Samples that this process keeps: its share of `max_samples`."""
+        return -(-self.max_samples // world()[1])
+
     # --- watching -----------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -196,3 +203,11 @@ class Probe(NearestArgument, ABC):
             self._said.add(key)
             if world()[0] == 0:
                 warnings.warn(text, InterpWarning, stacklevel=4)
+
+
+def thinned(history: tuple[E, ...], most: int) -> tuple[E, ...]:
+    """A history of `most` events or fewer: down-sampled, not cut off.
+
+    The first and the latest stay, every other one between them goes.
+    """
+    return history if len(history) <= most else (*history[:-1:2], history[-1])

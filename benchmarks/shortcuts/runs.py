@@ -38,11 +38,10 @@ def run(task: Task, method: Method, value: float, batch_size: int, seed: int) ->
     return {**row, "said": list(said)}
 
 
-def trained(task: Task, method: Method, value: float, batch_size: int, seed: int) -> dict[str, object]:
-    """Seconds, batches that had no penalty, and what was measured."""
-    model, callbacks = method.net(task, value), method.callbacks(task, value)
-    trainer = L.Trainer(
-        max_epochs=task.epochs * method.rounds,
+def quiet_trainer(epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
+    """A Trainer on the CPU that writes nothing."""
+    return L.Trainer(
+        max_epochs=epochs,
         accelerator="cpu",
         callbacks=callbacks,
         logger=False,
@@ -51,6 +50,12 @@ def trained(task: Task, method: Method, value: float, batch_size: int, seed: int
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def trained(task: Task, method: Method, value: float, batch_size: int, seed: int) -> dict[str, object]:
+    """Seconds, batches that had no penalty, and what was measured."""
+    model, callbacks = method.net(task, value), method.callbacks(task, value)
+    trainer = quiet_trainer(task.epochs * method.rounds, callbacks)
     data = loader(task.fields("train", seed, method.ceiling), batch_size, shuffle=True)
     start = time.process_time()
     trainer.fit(model, data, loader(task.fields("val", seed), 512) if method.validates else None)

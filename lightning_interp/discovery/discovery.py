@@ -30,12 +30,12 @@ from lightning_interp.discovery.identity import Identities, Match
 from lightning_interp.discovery.promotion import FeatureLabel
 from lightning_interp.discovery.rows import Rows, joined
 from lightning_interp.discovery.samples import find_samples, shown
-from lightning_interp.errors import InterpError, LayerError, VariableError, at_least, nearest
+from lightning_interp.errors import InterpError, LayerError, VariableError, at_least, known_names, nearest
 from lightning_interp.functional.shares import MAX_LMG
 from lightning_interp.functional.splits import clarity
 from lightning_interp.passes import Replay
-from lightning_interp.probe import Probe
-from lightning_interp.processes import gathered, world
+from lightning_interp.probe import Probe, thinned
+from lightning_interp.processes import gathered
 from lightning_interp.reading import Reader
 from lightning_interp.saved_state import restoring
 from lightning_interp.variables import Confounder, Variable, check_labelled, check_variables
@@ -119,16 +119,12 @@ class Discovery(Probe):
         )
         if not self.pooling.liftable:
             raise LayerError("`pooling` expects one of the library's own: what a function has pooled cannot be written back.")
-        if weights not in ("balanced", "natural"):
-            raise InterpError(
-                f"`weights`: {weights!r} is none of balanced, natural.{nearest(weights, ['balanced', 'natural'])}"
-            )
         if at_least(features, 1, "features") > MAX_LMG:
             raise InterpError(f"`features` expects {MAX_LMG} at most, got {features}: their shares are exact up to there.")
         self.layer = layer
         self.dictionary = SplitDictionary() if dictionary is None else dictionary
         self.features = features
-        self.weights = weights
+        self.weights = known_names([weights], ("balanced", "natural"), "weights")[0]
         self.show = at_least(show, 0, "show")
         self.decode = load_function(decode, "decode") if isinstance(decode, str) else decode
         self.max_events = at_least(max_events, 2, "max_events")
@@ -174,7 +170,7 @@ class Discovery(Probe):
     def _take(self, watch: Watch, rows: BatchRows) -> None:
         for j, printed in watch.labels.level_names.items():
             self._level_names.setdefault(j, {}).update(printed)
-        most = -(-self.max_samples // world()[1])
+        most = self._samples_here
         self._replay.max_rows = most
         if self.window is not None:
             self._rows = self._rows[-(self.window - 1) :] if self.window > 1 else []
@@ -205,7 +201,7 @@ class Discovery(Probe):
         event = replace(event, cost_seconds=time.perf_counter() - start)
         older = tuple(e.without_samples() for e in self.history[-1:])
         history = (*self.history[:-1], *older, event)
-        self.history = history if len(history) <= self.max_events else (*history[:-1:2], history[-1])
+        self.history = thinned(history, self.max_events)
         for note in event.notes:
             self.say(note)
         return event
