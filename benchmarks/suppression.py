@@ -30,13 +30,24 @@ import warnings
 from pathlib import Path
 
 import torch
-from shortcuts.methods import METHODS, SPREAD, Method
-from shortcuts.report import TUNING_SEED, answers, at, chosen, select, table
+from shortcuts.adult import FILES, Adult
+from shortcuts.caltech import FILE as CALTECH
+from shortcuts.caltech import Caltech
+from shortcuts.heart import FILE as HEART
+from shortcuts.heart import SITES, Heart
+from shortcuts.methods import BUILT, METHODS, SPREAD, Method
+from shortcuts.report import TUNING_SEED, answers, at, chosen, hospitals, select, table
+from shortcuts.reviews import FILE as REVIEWS
+from shortcuts.reviews import Reviews
 from shortcuts.runs import VERSION, key, run
-from shortcuts.tasks import Coloured, Decoy, Demo, Task, mnist_file
+from shortcuts.tasks import Coloured, Decoy, Demo, Task, data_file
 
 RESULTS = Path(__file__).parent / "results" / "suppression.jsonl"
-SEEDS = {"demo": 5, "coloured": 3, "decoy": 3}
+NEEDS = {
+    "coloured": ("mnist.npz",), "decoy": ("mnist.npz",), "caltech": (CALTECH,), "heart": (HEART,), "adult": FILES,
+    "reviews": (REVIEWS,),
+}  # fmt: skip
+SEEDS = {"demo": 5, "coloured": 3, "decoy": 3, "caltech": 3, "heart": 3, "adult": 3, "reviews": 3}
 
 
 class Book:
@@ -77,7 +88,7 @@ def tuned(book: Book, task: Task, methods: list[Method], seeds: int, trials: int
     names = {m.name for m in methods}
     for seed in range(seeds):
         for name, value, size in SPREAD:
-            if name in names and task.separable:
+            if name in names and task.name in BUILT and task.separable:
                 book.run(task, METHODS[name], value, size, seed)
 
 
@@ -112,14 +123,16 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.quick:
         tasks: list[Task] = [Demo(args.agreement, epochs=1), Coloured(500, 1, 500), Decoy(1_000, 1, 1_000)]
+        tasks += [Caltech(1), Heart(0, 1), Adult(epochs=1), Reviews(1)]
     else:
-        tasks = [Demo(args.agreement), Coloured(), Decoy()]
+        tasks = [Demo(args.agreement), Coloured(), Decoy(), Caltech(), *map(Heart, range(len(SITES))), Adult(), Reviews()]
     tasks = [t for t in tasks if t.name in args.task]
     with tempfile.TemporaryDirectory() as folder:
         book = Book(Path(folder) / "quick.jsonl" if args.quick else RESULTS)
         for task in tasks:
-            if not isinstance(task, Demo) and mnist_file() is None:
-                print(f"{task.name}: skipped, LIGHTNING_INTERP_DATA is not set or holds no mnist.npz")
+            missing = [name for name in NEEDS.get(task.name, ()) if data_file(name) is None]
+            if missing:
+                print(f"{task.name}: skipped, LIGHTNING_INTERP_DATA is not set or holds no {missing[0]}")
                 continue
             if args.full:
                 if isinstance(task, Coloured):
@@ -130,7 +143,7 @@ def main() -> None:
             tuned(book, task, methods, 1 if args.quick else args.seeds or SEEDS[task.name], 2 if args.quick else 4)
             seeds = sorted({r["seed"] for r in select(book.rows, task.name, task.setting)} - {TUNING_SEED})
             print(f"\n{task.name} {task.setting:g}, {task.epochs} epochs, {len(seeds)} seeds, test part, mean ± sd")
-            print(table(book.rows, task.name, float(task.setting)))
+            print(hospitals(book.rows) if isinstance(task, Heart) else table(book.rows, task.name, float(task.setting)))
             print(*answers(book.rows, task.name, float(task.setting)), "", sep="\n")
 
 
