@@ -62,16 +62,23 @@ def decayed(task: Task, value: float) -> L.LightningModule:
     return task.net(weight_decay=value)
 
 
-def suppress(task: Task, penalty: penalties.Penalty, **arguments: object) -> L.Callback:
+def suppress(
+    task: Task, penalty: penalties.Penalty, confounder: interp.Confounder | None = None, **arguments: object
+) -> L.Callback:
     """A penalty that acts from the first epoch on and has its full weight after it."""
     return interp.SuppressConfounder(
-        task.confounder, task.given, penalty=penalty, start_epoch=0, ramp_epochs=1, **task.places, **arguments
+        confounder or task.confounder, task.given, penalty=penalty, start_epoch=0, ramp_epochs=1, **task.places, **arguments
     )
 
 
 def contribution(task: Task, value: float) -> list[L.Callback]:
     """The term and the balanced task loss."""
     return [suppress(task, penalties.ContributionPenalty(), weight=value)]
+
+
+def of_a_number(task: Task, value: float) -> list[L.Callback]:
+    """The term of the confounder as a number: its cells are not balanced, and need not be filled."""
+    return [suppress(task, penalties.ContributionPenalty(), task.number, weight=value)]
 
 
 def balanced(task: Task) -> L.Callback:
@@ -98,12 +105,17 @@ def late(task: Task, epochs: float) -> L.Callback:
     )
 
 
-def budgeted(task: Task, value: float) -> list[L.Callback]:
+def budget_of_a_number(task: Task, value: float) -> list[L.Callback]:
+    """The same of the confounder as a number."""
+    return budgeted(task, value, task.number)
+
+
+def budgeted(task: Task, value: float, number: interp.Confounder | None = None) -> list[L.Callback]:
     """The share of the confounder held at a budget, as a monitor sees it on the validation part (of seed 0)."""
     probe = loader(task.fields("val", 0), 512)
-    variables = [*task.given, task.confounder]
+    variables = [*task.given, number or task.confounder]
     monitor = interp.ConceptMonitor(variables, data=probe, cluster=task.cluster, summary=False, warn_above=1.0, **task.places)
-    return [monitor, suppress(task, penalties.ContributionPenalty(), budget=value)]
+    return [monitor, suppress(task, penalties.ContributionPenalty(), number, budget=value)]
 
 
 def invariant_risk(task: Task, value: float) -> L.LightningModule:
@@ -159,6 +171,14 @@ METHODS = {
         ),
         Method("ContributionPenalty", "λ", (0.3, 1.0, 3.0, 10.0), contribution),
         Method("ContributionPenalty, budget", "share", (0.005, 0.01, 0.02, 0.05), budgeted),
+        Method("ContributionPenalty, as a number", "λ", (0.3, 1.0, 3.0, 10.0), of_a_number, tasks=("reviews",)),
+        Method(
+            "ContributionPenalty, budget, as a number",
+            "share",
+            (0.005, 0.01, 0.02, 0.05),
+            budget_of_a_number,
+            tasks=("reviews",),
+        ),
         Method(
             "IndependencePenalty, correlation",
             "λ",

@@ -40,6 +40,7 @@ class Reviews(Task):
     def __init__(self, epochs: int = 20) -> None:
         self.epochs = epochs
         self.confounder = interp.Confounder("genre", kind="categorical", intervention=redraw_genre)
+        self.number = interp.Confounder("genre", kind="continuous", intervention=redraw_genre)
 
     def fields(self, part: str, seed: int, ceiling: bool = False) -> Fields:
         """Words `[n, 256 + 1]`, the last place kept free; for the ceiling training holds the revisions too."""

@@ -51,6 +51,7 @@ class Task(ABC):
         inputs: where what the net is given sits.
         bent: layer with a non-linearity above it, where RR-ClArC holds the gradient.
         also: further parts that accuracy is measured on.
+        number: the confounder as a continuous one, where it has cells that are nearly empty.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task(ABC):
     inputs = "image"
     bent = "encoder.3"
     also: tuple[str, ...] = ()
+    number: interp.Confounder | None = None
 
     @property
     def places(self) -> dict[str, str]:
