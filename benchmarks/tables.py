@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from shortcuts.methods import METHODS
-from shortcuts.report import at, chosen, select, spread, table
+from shortcuts.report import at, chosen, hospitals, select, spread, table
 
 HERE = Path(__file__).parent
 PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs" / name for name in ("measured.md", "scaling.md"))]
@@ -56,10 +56,12 @@ def coverage() -> str:
 
 
 def suppression() -> dict[str, str]:
-    """The tables of the three tasks, and of the demo at the stronger correlation."""
+    """The tables of the tasks, and of the demo at the stronger correlation."""
     rows = read("suppression")
     settings = {"": ("demo", 0.95), " 0.99": ("demo", 0.99), " coloured": ("coloured", 5_000), " decoy": ("decoy", 10_000)}
-    return {f"suppression{name}": table(rows, *setting) for name, setting in settings.items()}
+    settings |= {" caltech": ("caltech", 941), " adult": ("adult", 3_600), " reviews": ("reviews", 5_000)}
+    tables = {f"suppression{name}": table(rows, *setting) for name, setting in settings.items()}
+    return {**tables, "suppression heart": hospitals(rows)}
 
 
 def choice() -> str:
