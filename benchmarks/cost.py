@@ -13,8 +13,8 @@ A run is a few epochs of training and validation, a TensorBoardLogger in all arm
 matplotlib and writes the layout. A pair is with, without, and a second without, in an order that turns, so that a machine that
 warms up or slows down does not favour an arm; a ratio is within one pair. CPU time of this process, one thread.
 
-"event" is the other row: an event on a loader of its own, without any Trainer, over a bare forward pass of the same samples; and
-the same with sensitivity, which needs gradients. One JSON line per row in results/cost.jsonl; what is there is not run again.
+"event" is the other row: an event on a loader of its own, without any Trainer, over a bare forward pass of the same
+samples; and the same with sensitivity, which needs gradients. One JSON line per row in results/cost.jsonl; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ RESULTS = Path(__file__).parent / "results" / "cost.jsonl"
 PAIRS, EPOCHS, VERSION = 15, 2, 2
 ARMS = ("with", "without", "again")
 SOURCES = ("val", "train", "loader", "event")
+NAMES = {"val": "validation loop", "train": "training loop", "loader": "own loader", "event": "an event, over a bare pass"}
+HEAD = (
+    "| network | monitor on | s without | with / without (quartiles) | without / without | with sensitivity | hooks left |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 class Clock(Callback):
@@ -195,9 +200,19 @@ def profile(scene: Scene, source: str, epochs: int, top: int) -> None:
             print(f"{1e3 * times[column - 1]:9.2f} {calls:9.1f} calls  {file}:{key[1]} {key[2]}")
 
 
+def report(rows: list[dict]) -> None:
+    """The table of the last measurement of every row."""
+    print(HEAD)
+    for name in SCENES:
+        for source in SOURCES:
+            found = [r for r in rows if (r.get("version"), r.get("scene"), r.get("source")) == (VERSION, name, source)]
+            if found:
+                print(line(found[-1]))
+
+
 def line(row: dict) -> str:
     """A row of the table."""
-    parts = [row["scene"], row["source"], f"{row['seconds_without']:.2f}"]
+    parts = [row["scene"], NAMES[row["source"]], f"{row['seconds_without']:.2f}"]
     for name in ("ratio", "ratio_aa", "ratio_sensitivity"):
         r = row.get(name)
         parts.append("–" if r is None else f"{r['median']:.3f} ({r['low']:.3f}–{r['high']:.3f})")
@@ -208,8 +223,7 @@ def measure(names: list[str], sources: list[str], results: Path, pairs: int) -> 
     """Measure what is not there yet."""
     lines = results.read_text().splitlines() if results.exists() else []
     known = [r for r in map(json.loads, lines) if r.get("version") == VERSION]
-    print("| network | monitor on | s without | with / without (quartiles) | without / without | with sensitivity | hooks left |")
-    print("|---|---|---|---|---|---|---|")
+    print(HEAD)
     for name in names:
         scene = None
         for source in sources:

@@ -6,6 +6,7 @@ The labels are noise too: what an event costs does not depend on what it finds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -150,7 +151,7 @@ class Encoder(nn.Module):
 def mlp() -> Classifier:
     """Four hidden layers of 512."""
     widths = [784, 512, 512, 512, 512]
-    body = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:])))
+    body = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)))
     return Classifier(body, 512)
 
 
