@@ -13,8 +13,8 @@ A run is a few epochs of training and validation, a TensorBoardLogger in all arm
 matplotlib and writes the layout. A pair is with, without, and a second without, in an order that turns, so that a machine that
 warms up or slows down does not favour an arm; a ratio is within one pair. CPU time of this process, one thread.
 
-"event" is the other row: an event on a loader of its own, without any Trainer, over a bare forward pass of the same
-samples; and the same with sensitivity, which needs gradients. One JSON line per row in results/cost.jsonl; what is there is not run again.
+"event" is the other row: an event on a loader of its own, without any Trainer, over a bare forward pass of the same samples; and
+again with sensitivity, which needs gradients. One JSON line per row in results/cost.jsonl; what is there is not run again.
 """
 
 from __future__ import annotations
