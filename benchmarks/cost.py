@@ -13,7 +13,7 @@ A run is a few epochs of training and validation, a TensorBoardLogger in all arm
 matplotlib and writes the layout. A pair is with, without, and a second without, in an order that turns, so that a machine that
 warms up or slows down does not favour an arm; a ratio is within one pair. CPU time of this process, one thread.
 
-"event" is the other row: an event on a loader of its own, without any Trainer, over a bare forward pass of the same samples; and
+"event" is another row: an event on a loader of its own, without any Trainer, over a bare forward pass of the same samples, and
 again with sensitivity, which needs gradients. One JSON line per row in results/cost.jsonl; what is there is not run again.
 """
 
