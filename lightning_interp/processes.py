@@ -1,14 +1,21 @@
-"""Sums and gathers over the processes of a run; with one process they change nothing."""
+"""Sums and gathers over the processes of a run, and failing together; with one process they change nothing."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_interp.errors import LostProcessError, OtherProcessError, described
+
 T = TypeVar("T")
+
+_depth = 0  # of `together`s that are inside each other
 
 
 def world() -> tuple[int, int]:
@@ -18,17 +25,99 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What a process hands the others in place of what they wait for.
+
+    Attributes:
+        text: of its error.
+        depth: of the `together` that it leaves.
+    """
+
+    text: str
+    depth: int
+
+
+class _Told(BaseException):
+    """On its way to the `together` that another process has left; nobody in between may take it for a failure of his own."""
+
+    def __init__(self, failure: _Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
 def gathered(item: T) -> list[T]:
-    """Every process's item, in the order of ranks: a collective, so all must call it."""
+    """Every process's item, in the order of ranks: a collective, so all must call it.
+
+    Raises:
+        LostProcessError: a process is gone, or did not come in time.
+        OtherProcessError: another process failed; inside `together` it comes out there.
+    """
+    items = _exchanged(item)
+    failure = _outermost(items)
+    if failure is not None:
+        raise _Told(failure) if _depth else OtherProcessError(failure.text)
+    return items
+
+
+def _exchanged(item: T) -> list[T]:
     _, size = world()
     if size == 1:
         return [item]
     items: list[T | None] = [None] * size
-    dist.all_gather_object(items, item)
+    try:
+        dist.all_gather_object(items, item)
+    except RuntimeError as problem:  # of torch.distributed
+        raise LostProcessError(f"a process does not answer: {problem}") from problem
     return items  # type: ignore[return-value]
+
+
+def _outermost(items: list[Any]) -> _Failure | None:
+    failures = [_Failure(f"process {i}: {f.text}", f.depth) for i, f in enumerate(items) if isinstance(f, _Failure)]
+    return min(failures, key=lambda f: f.depth) if failures else None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails on one process fails on all, where all are inside: a collective.
+
+    The processes that did not fail learn of it in the next `gathered` that they come to, at the latest at the end; so nobody
+    waits for one that has left, and all go on from the same place. It needs every collective inside to be a `gathered`.
+
+    Raises:
+        OtherProcessError: another process failed.
+    """
+    global _depth
+    if world()[1] == 1:
+        yield
+        return
+    _depth += 1
+    depth = _depth
+    try:
+        try:
+            yield
+        except LostProcessError:
+            raise
+        except Exception as problem:
+            failure = _outermost(_exchanged(_Failure(described(problem), depth)))
+            if failure is not None and failure.depth < depth:
+                raise _Told(failure) from problem
+            raise
+        gathered(None)
+    except _Told as told:
+        if told.failure.depth < depth:
+            raise
+        raise OtherProcessError(told.failure.text) from None
+    finally:
+        _depth = depth - 1
 
 
 def stacked(rows: Tensor) -> Tensor:
     """Every process's rows `[n, ...]` one under the other, on the CPU."""
     parts = [part for part in gathered(rows.cpu()) if part.numel()]
     return torch.cat(parts) if parts else rows.cpu()
+
+
+def gathered_tensors(x: Tensor, group: Any = None) -> list[Tensor]:
+    """Every process's tensor, on the CPU: how a metric of torchmetrics is told to gather its states."""
+    return gathered(x.cpu())

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_interp.functional.table import Table
+from lightning_interp.processes import gathered_tensors
 
 
 class OutputTable(Metric):
@@ -54,7 +55,7 @@ class OutputTable(Metric):
 
     def merged(self) -> Table | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
-        with self.sync_context():
+        with self.sync_context(dist_sync_fn=gathered_tensors):
             return self._merged()
 
     def _merged(self) -> Table | None:
