@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_interp.errors import LostProcessError, OtherProcessError, described
@@ -112,12 +113,38 @@ def together() -> Iterator[None]:
         _depth = depth - 1
 
 
+def with_others(state: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """A state for a checkpoint that one process writes: what each process has of its own stands in `others`; a collective.
+
+    Args:
+        state: of this process.
+        own: the entries that the processes do not have in common.
+    """
+    parts = gathered(apply_to_collection({key: state[key] for key in own}, Tensor, lambda t: t.cpu()))
+    return dict(state) if len(parts) == 1 else {**state, "others": parts[1:]}
+
+
+def mine(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """This process's part of what `with_others` gave; the first's, where there were not as many processes then."""
+    (rank, size), others = world(), state.get("others", ())
+    return {**state, **others[rank - 1]} if rank and len(others) == size - 1 else state
+
+
 def stacked(rows: Tensor) -> Tensor:
     """Every process's rows `[n, ...]` one under the other, on the CPU."""
     parts = [part for part in gathered(rows.cpu()) if part.numel()]
     return torch.cat(parts) if parts else rows.cpu()
 
 
-def gathered_tensors(x: Tensor, group: Any = None) -> list[Tensor]:
-    """Every process's tensor, on the CPU: how a metric of torchmetrics is told to gather its states."""
-    return gathered(x.cpu())
+@contextmanager
+def states_of_all(metric: Any, states: Sequence[str]) -> Iterator[None]:
+    """A metric's lists of tensors have those of all processes in them while inside, in the order of ranks: a collective."""
+    before = {name: getattr(metric, name) for name in states}
+    found = gathered({name: [t.cpu() for t in held] for name, held in before.items()} if world()[1] > 1 else before)
+    try:
+        for name in states:
+            setattr(metric, name, [t for part in found for t in part[name]])
+        yield
+    finally:
+        for name, held in before.items():
+            setattr(metric, name, held)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.quiet import compiled, eager, kept_graphs, unseen
 from lightning_interp.activations.select import device_of
-from lightning_interp.activations.sharded import sharded
+from lightning_interp.activations.spread import sharded, unwrapped
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.functional.outputs import explain_output
@@ -200,7 +200,8 @@ class StepWatcher:
     def intervened(self, taken: Taken, change: Callable[[Any], Any]) -> Tensor:
         """The raw output for the changed batch, on the graph, as the step itself would give it."""
         kind, cast = taken.raw.device.type, taken.autocast
-        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager), unseen():
+        autocast = torch.autocast(kind, cast, cast is not None, False)
+        with autocast, eager(self.model, self._eager), unseen(), unwrapped(self.model):
             return _wide(run_again(self.model, self.inputs, self.output, change(self.step.batch), len(taken.raw)))
 
     def shown(self, variable: Variable, max_samples: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -31,6 +31,7 @@ from lightning_interp.training_steps import Losses, TrainingSteps
 from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
 STATE_VERSION = 1
+OWN = ("recent", "steps", "skipped", "acted", "penalty", "reference", "held_out", "said")  # as of `erasure.OWN`
 IDLE = 100  # batches
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_interp.functional.moments import Moments, coarsen, moments
 from lightning_interp.functional.sampling import uniform
 from lightning_interp.functional.unique import unique_rows
-from lightning_interp.processes import gathered_tensors
+from lightning_interp.processes import states_of_all
 
 CONTROLS = 5
 BINS = 32
@@ -208,7 +208,7 @@ class LayerStatistics(Metric):
 
     def merged(self) -> LayerSummary | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
-        with self.sync_context(dist_sync_fn=gathered_tensors):
+        with states_of_all(self, _STATES):
             return self._merged()
 
     def _merged(self) -> LayerSummary | None:

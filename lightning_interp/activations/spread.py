@@ -1,13 +1,14 @@
-"""Models whose weights are spread over the processes by FSDP2 (`fully_shard`)."""
+"""Models that several processes train together, in a pass that one of them may run alone: DDP and FSDP2 (`fully_shard`)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_interp.processes import gathered
 
@@ -55,5 +56,24 @@ def _parts(model: nn.Module) -> list[Any]:
 
 def _groups(part: Any) -> list[Any]:
     state = part._get_fsdp_state()
-    found = getattr(state, "_fsdp_param_groups", None)  # several since torch 2.11 or so, one before
+    found = getattr(state, "_fsdp_param_groups", None)  # there are several in later versions of torch
     return [g for g in ([state._fsdp_param_group] if found is None else found) if g is not None]
+
+
+@contextmanager
+def unwrapped(model: nn.Module) -> Iterator[None]:
+    """DDP's wrappers call what they wrap and do nothing else while inside.
+
+    Else a pass would share out the buffers, which is a collective, and make ready for a backward pass that does not come.
+    """
+    with ExitStack() as stack:
+        for module in [m for m in model.modules() if isinstance(m, DistributedDataParallel)]:
+            stack.callback(_put_back, module, vars(module).get("forward"))
+            object.__setattr__(module, "forward", module.module)
+        yield
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    object.__delattr__(module, "forward")
+    if forward is not None:
+        object.__setattr__(module, "forward", forward)
