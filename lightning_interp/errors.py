@@ -39,8 +39,8 @@ class ProbeSetError(InterpError):
         self.skipped = skipped
 
 
-class OtherProcessError(InterpError):
-    """Another process of the run failed at this place: the text says which, and with what."""
+class ProcessFailedError(InterpError):
+    """One of several processes failed, and so all did: the text says which, and with what."""
 
 
 class LostProcessError(RuntimeError):

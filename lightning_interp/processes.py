@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_interp.errors import LostProcessError, OtherProcessError, described
+from lightning_interp.errors import LostProcessError, ProcessFailedError, described
 
 T = TypeVar("T")
 
@@ -52,12 +52,12 @@ def gathered(item: T) -> list[T]:
 
     Raises:
         LostProcessError: a process is gone, or did not come in time.
-        OtherProcessError: another process failed; inside `together` it comes out there.
+        ProcessFailedError: one of them failed; inside `together` it comes out there.
     """
     items = _exchanged(item)
-    failure = _outermost(items)
-    if failure is not None:
-        raise _Told(failure) if _depth else OtherProcessError(failure.text)
+    if any(isinstance(found, _Failure) for found in items):
+        failure = _outermost(items)
+        raise _Told(failure) if _depth else ProcessFailedError(failure.text)
     return items
 
 
@@ -73,20 +73,21 @@ def _exchanged(item: T) -> list[T]:
     return items  # type: ignore[return-value]
 
 
-def _outermost(items: list[Any]) -> _Failure | None:
+def _outermost(items: list[Any]) -> _Failure:
     failures = [_Failure(f"process {i}: {f.text}", f.depth) for i, f in enumerate(items) if isinstance(f, _Failure)]
-    return min(failures, key=lambda f: f.depth) if failures else None
+    return min(failures, key=lambda f: f.depth)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails on one process fails on all, where all are inside: a collective.
+    """What fails on one process fails on all, where all are inside, and with the same text: a collective.
 
     The processes that did not fail learn of it in the next `gathered` that they come to, at the latest at the end; so nobody
-    waits for one that has left, and all go on from the same place. It needs every collective inside to be a `gathered`.
+    waits for one that has left, and all go on from the same place. It needs every collective inside to be a `gathered`. What
+    all of them raise alike stays as it is.
 
     Raises:
-        OtherProcessError: another process failed.
+        ProcessFailedError: a process failed.
     """
     global _depth
     if world()[1] == 1:
@@ -100,15 +101,15 @@ def together() -> Iterator[None]:
         except LostProcessError:
             raise
         except Exception as problem:
-            failure = _outermost(_exchanged(_Failure(described(problem), depth)))
-            if failure is not None and failure.depth < depth:
-                raise _Told(failure) from problem
-            raise
+            items = _exchanged(_Failure(described(problem), depth))
+            if len({found.text if isinstance(found, _Failure) else None for found in items}) == 1:
+                raise
+            raise _Told(_outermost(items)) from problem
         gathered(None)
     except _Told as told:
         if told.failure.depth < depth:
             raise
-        raise OtherProcessError(told.failure.text) from None
+        raise ProcessFailedError(told.failure.text) from told.__cause__
     finally:
         _depth = depth - 1
 

@@ -178,7 +178,7 @@ class BoringData(LightningDataModule):
 
 
 def loader(items: Dataset, shuffle: bool = False, workers: int = 0, batch: int = BATCH) -> DataLoader:
-    return DataLoader(items, batch, shuffle, num_workers=workers, persistent_workers=workers > 0)
+    return DataLoader(items, batch_size=batch, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
 def probe_loader(n: int = VAL, batch: int = BATCH) -> DataLoader:

@@ -76,8 +76,8 @@ def labels_of(batch):
     return batch["grass"]
 
 
-def own(kind=Animals):
-    return boring.loader(kind(N, 3, dtype=torch.float64), batch=BATCH)
+def own(kind=Animals, n=N):
+    return boring.loader(kind(n, 3, dtype=torch.float64), batch=BATCH)
 
 
 # Each: what the monitor is told, the net, and in which epoch it begins to fail.
@@ -101,7 +101,9 @@ def failing(name: str, devices: int) -> dict:
     told, Now.epoch = dict(told), -1
     if "data" in told:
         told["data"] = told["data"]()
+    validation = own()
     if told.pop("discover", False):
+        validation = own(n=3 * N)
         places = {"output": "head", "target": "moo", "inputs": "x", "decode": decode}
         watcher = DiscoverFeatures("encoder.1", [Concept("moo")], **places)
     else:
@@ -113,7 +115,7 @@ def failing(name: str, devices: int) -> dict:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            run.fit(model, own(), own())
+            run.fit(model, own(), validation)
         except Exception as found:
             problem = f"{type(found).__name__}: {found}"
     return {
