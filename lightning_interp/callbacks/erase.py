@@ -154,12 +154,15 @@ class EraseConfounder(NearestArgument, Callback):
         self._leave(None)
         if self.erasure is None:
             self.erasure = self._build([find_variable(v, trainer) for v in self._named])
-        if self._state is not None:
-            self.erasure.load_state_dict(mine(self._state))
-            self._state = None
+        self._go_on(self.erasure)
         self.erasure.bind(pl_module)
         self._standing.enter_context(self.erasure.applied())
         return self.erasure
+
+    def _go_on(self, erasure: Erasure) -> None:
+        if self._state is not None:
+            erasure.load_state_dict(mine(self._state))
+            self._state = None
 
     def _leave(self, exception: BaseException | None) -> None:
         self._abandon(exception)
@@ -282,3 +285,5 @@ class EraseConfounder(NearestArgument, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""
         self._state, self._fitted_at = state_dict.get("erasure"), state_dict.get("fitted_at")
+        if self.erasure is not None and self.erasure.model is not None:  # strategies that shard read it after `on_fit_start`
+            self._go_on(self.erasure)

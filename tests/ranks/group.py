@@ -20,7 +20,16 @@ import torch.distributed as dist
 import lightning_interp
 from ranks.strategies import COLLECTIVE_LIMIT
 
-HARD_LIMIT = 400  # seconds, of the whole group
+HARD_LIMIT = 900  # seconds, of the whole group: on a quiet machine it takes a tenth of it
+
+OF_TWO = {  # told for two processes
+    "one rank hurt", "one batch hurt", "one batch hurt, sharded", "val, erased, hurt labels", "train window", "train by steps",
+    "train by steps, accumulated", "loader, sharded",
+}  # fmt: skip
+OF_THREE = {  # `make test-all` alone has three
+    "watched accumulated, by steps", "watched sharded, train", "watched train", "resumed group DRO", "resumed gradient",
+    "resumed budget alone", "resumed erasure, val", "resumed sharded monitor", "resumed monitor",
+}  # fmt: skip
 
 
 def tables(devices: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -32,9 +41,9 @@ def tables(devices: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]
     from ranks.resumed import RESUMED, resumed
     from ranks.watched import WATCHED, watched
 
-    of_two = {"one rank hurt", "one batch hurt", "one batch hurt, sharded", "val, erased, hurt labels"}
+    left_out = OF_TWO if devices == 3 else OF_THREE
     for name in CASES:
-        if devices == 2 or not of_two & {name}:
+        if name not in left_out:
             yield name, lambda n=name: measured(n, devices)
     for name in PENALISED:
         yield (
@@ -44,9 +53,11 @@ def tables(devices: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]
     for name in SHARDED:
         yield f"sharded {name}", lambda n=name: {"penalty": penalised(n, False, devices, sharded=True)}
     for name in WATCHED:
-        yield f"watched {name}", lambda n=name: watched(n, devices)
+        if f"watched {name}" not in left_out:
+            yield f"watched {name}", lambda n=name: watched(n, devices)
     for name in RESUMED:
-        yield f"resumed {name}", lambda n=name: resumed(n, devices, folder)
+        if f"resumed {name}" not in left_out:
+            yield f"resumed {name}", lambda n=name: resumed(n, devices, folder)
     for name in FAILING:
         yield f"failing {name}", lambda n=name: failing(n, devices)
     for name in LOOPED:

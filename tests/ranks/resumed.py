@@ -74,7 +74,7 @@ def go(name: str, epochs: int, devices: int, folder: Path | None = None, path: s
         devices=devices,
         strategy=strategy_of(devices, sharded),
     )
-    return ours, bits(model.state_dict())
+    return ours, bits(dict(model.named_parameters()) if sharded else model.state_dict())
 
 
 def resumed(name: str, devices: int, folder: Path) -> dict:

@@ -6,7 +6,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-COLLECTIVE_LIMIT = timedelta(seconds=30)  # then whoever waits gives up
+COLLECTIVE_LIMIT = timedelta(seconds=60)  # then whoever waits gives up
 
 
 def strategy_of(devices: int, sharded: bool = False, **options):
