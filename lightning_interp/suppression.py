@@ -20,7 +20,7 @@ from lightning_interp.errors import InterpError, InterpWarning, NearestArgument,
 from lightning_interp.events import Event
 from lightning_interp.held_out import HeldOut
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
-from lightning_interp.processes import gathered, together
+from lightning_interp.processes import gathered, together, world
 from lightning_interp.reading import Reader
 from lightning_interp.recent import Recent
 from lightning_interp.saved_state import restoring
@@ -486,6 +486,11 @@ class Suppression(NearestArgument):
             self._said.add(key)
             warnings.warn(text, InterpWarning, stacklevel=5)
 
+    def _announce(self, text: str, key: str | None = None) -> None:
+        """Warn of what all processes know, once and from the first."""
+        if world()[0] == 0:
+            self.say(text, key)
+
     # --- measurements -------------------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:
@@ -519,7 +524,7 @@ class Suppression(NearestArgument):
             self.budget.update(now)
             cannot = self.budget.report(self.confounder.name)
             if cannot:
-                self.say(cannot, key="budget")
+                self._announce(cannot, key="budget")
 
     def measure(self, step: int = 0, epoch: int = 0) -> None:
         """Where there is no monitor: measure on the latest training batches; with several processes, all must call it."""
@@ -530,7 +535,7 @@ class Suppression(NearestArgument):
             with together():
                 event = self.recent.event(step, epoch)
         except Exception as problem:  # what was measured must not end the training
-            self.say(f"`{self._reads}` finds nothing in the training batches: {described(problem)}", key="nothing")
+            self._announce(f"`{self._reads}` finds nothing in the training batches: {described(problem)}", key="nothing")
         if event is not None:
             self.observe(event)
 
@@ -540,14 +545,14 @@ class Suppression(NearestArgument):
 
     def _say_what_is_read(self, event: Event, missing: str | None) -> None:
         if event.mode == "train":
-            self.say(
+            self._announce(
                 f"`{self._reads}` reads the training batches, whose labels a network can memorise; it holds better on the "
                 "validation or probe data of a ConceptMonitor that measures 'contribution'"
             )
         if missing:
             found = event.contribution.get(self.confounder.name)
             why = found.note if found and found.note else f"it has no {missing} of '{self.confounder.name}'"
-            self.say(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
+            self._announce(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
 
     def reading(self, event: Event) -> Reading:
         """What an event says of the confounder."""

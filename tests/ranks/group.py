@@ -37,7 +37,7 @@ def tables(devices: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]
     from ranks.failing import FAILING, failing
     from ranks.looped import LOOPED, looped
     from ranks.measured import CASES, measured
-    from ranks.penalised import PENALISED, SHARDED, penalised
+    from ranks.penalised import FULL, PENALISED, SHARDED, penalised
     from ranks.resumed import RESUMED, resumed
     from ranks.watched import WATCHED, watched
 
@@ -51,7 +51,13 @@ def tables(devices: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]
             lambda n=name: {"penalty": penalised(n, False, devices), "by hand": penalised(n, True, devices)},
         )
     for name in SHARDED:
-        yield f"sharded {name}", lambda n=name: {"penalty": penalised(n, False, devices, sharded=True)}
+        yield (
+            f"sharded {name}",
+            lambda n=name: {
+                "penalty": penalised(n, False, devices, sharded=True, **FULL),
+                "by hand": penalised(n, True, devices, **FULL),
+            },
+        )
     for name in WATCHED:
         if f"watched {name}" not in left_out:
             yield f"watched {name}", lambda n=name: watched(n, devices)

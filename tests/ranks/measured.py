@@ -177,7 +177,7 @@ SAMPLES = {  # of each event, where not N: two processes' batches of 8 and, at t
     "one rank hurt": [51] * 2,
     "val, discovered": [301] * 2,
     "loader, discovered": [301] * 2,
-    "train by steps, accumulated": [2 * (8 + 8 + 8 + 8 + 8 + 3) - 1, 2 * 48],
+    "train by steps, accumulated": [2 * 6 * 8, 2 * (3 + 3 * 8) - 1, 2 * (3 * 8 + 3) - 1],  # an epoch has steps of 3, 3 and 1
     "loader, sharded": [97] * 2,
     "one batch hurt, sharded": [N - 8] * 2,
     "val, discovered, sharded": [301] * 2,

@@ -104,7 +104,8 @@ PENALISED = {
     "labels missing": (ContributionPenalty, partial(LayerHand, "contribution"), None, {"missing": 4}),
     "labels missing at a layer": (IndependencePenalty, partial(LayerHand, "independence"), "aux", {"missing": 4}),
 }
-# FSDP2, against the same by hand under DDP.
+# FSDP2, against the same by hand under DDP, in batches that have a term on every process: else it acts on none.
+FULL = {"n": 96, "batch": 16}
 SHARDED = ("invariance", "dro", "gradient", "independence", "off the loss's path", "accumulated", "examples")
 
 
@@ -112,7 +113,7 @@ class TrainedSharded(Sharded, Trained):
     """Each process holds a part of every weight."""
 
 
-def penalised(name: str, by_hand: bool, devices: int, sharded: bool = False) -> torch.Tensor:
+def penalised(name: str, by_hand: bool, devices: int, sharded: bool = False, n: int = N, batch: int = BATCH) -> torch.Tensor:
     """The weights in the end."""
     penalty, hand, layer, options = PENALISED[name]
     options = dict(options)
@@ -128,6 +129,6 @@ def penalised(name: str, by_hand: bool, devices: int, sharded: bool = False) -> 
     if by_hand:
         model.hand.aux = layer == "aux"
     run = boring.trainer(*callbacks, devices=devices, strategy=strategy, **options)
-    run.fit(model, boring.loader(Animals(N, 3), shuffle=True, batch=BATCH))
+    run.fit(model, boring.loader(Animals(n, 3), shuffle=True, batch=batch))
     whole = (p.full_tensor() if sharded else p for p in model.parameters())
     return torch.cat([p.detach().flatten() for p in whole])

@@ -59,7 +59,7 @@ WATCHERS = {
 RESUMED = dict.fromkeys(WATCHERS, False) | {"sharded monitor": True, "sharded gradient": True, "sharded erasure": True}
 
 
-def go(name: str, epochs: int, devices: int, folder: Path | None = None, path: str | None = None):
+def go(name: str, epochs: int, devices: int, folder: Path | None = None, path: str | None = None, **options):
     sharded = RESUMED[name]
     ours = WATCHERS[name.removeprefix("sharded ")]()
     saver = [] if folder is None else [ModelCheckpoint(folder, save_last=True)]
@@ -73,6 +73,7 @@ def go(name: str, epochs: int, devices: int, folder: Path | None = None, path: s
         enable_checkpointing=folder is not None,
         devices=devices,
         strategy=strategy_of(devices, sharded),
+        **options,
     )
     return ours, bits(dict(model.named_parameters()) if sharded else model.state_dict())
 
