@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_interp.errors import InterpError
 from lightning_interp.processes import gathered
 
 
 def sharded(model: nn.Module) -> bool:
     """Whether some part of the model is sharded, so that each of its passes is a collective of all processes."""
-    return bool(_parts(model))
+    return bool(_parts(model, "FSDPModule") or _parts(model, "FullyShardedDataParallel"))
 
 
 @contextmanager
@@ -27,8 +28,17 @@ def whole(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: the model; one that is not sharded is left alone.
+
+    Raises:
+        InterpError: it is sharded by FSDP1, whose weights cannot be gathered ahead of a pass.
     """
-    parts = _parts(model)
+    if _parts(model, "FullyShardedDataParallel"):
+        raise InterpError(
+            "`FullyShardedDataParallel` does not allow a pass of the library's own: watch the loop's batches, with `measures` "
+            "of 'contribution', 'decodability', 'groups' and 'entanglement', or shard with `fully_shard` "
+            "(in Lightning: `ModelParallelStrategy`)."
+        )
+    parts = _parts(model, "FSDPModule")
     if not parts:
         yield
         return
@@ -48,9 +58,9 @@ def whole(model: nn.Module) -> Iterator[None]:
                 group.reshard()
 
 
-def _parts(model: nn.Module) -> list[Any]:
+def _parts(model: nn.Module, name: str) -> list[Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")  # nobody shards without it; its import takes a second
-    kind = getattr(fsdp, "FSDPModule", None)
+    kind = getattr(fsdp, name, None)
     return [] if kind is None else [m for m in model.modules() if isinstance(m, kind)]
 
 

@@ -12,13 +12,14 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from lightning.pytorch import seed_everything
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
-from lightning_interp import Concept, Confounder, Erasure, Monitor, Suppression, explain
+from lightning_interp import Concept, Confounder, Erasure, Monitor, Suppression, edit, explain
+from lightning_interp.monitor import DEFAULT_MEASURES
 from lightning_interp.penalties import ContributionPenalty, GradientPenalty, GroupDRO, IndependencePenalty, InvariancePenalty
 from lightning_interp.processes import gathered, together, world
 
@@ -135,6 +136,20 @@ def monitored(kind):
     return {"events": events, "differ": differ, "explained": boring.plain(first)}
 
 
+def refused():
+    """What is said where the weights of a sharded model would be written to, or cannot be gathered."""
+    net = made("fsdp")
+    found = {"edit": outcome(lambda: edit(net, "encoder.2", GRASS, [default_collate([0])]))}
+    one = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"))
+    for measures in (DEFAULT_MEASURES, ALL):
+        monitor = Monitor(one, [MOO, GRASS], measures=measures, **WATCH)
+        for batch in batches(VAL, 2, SIZE):
+            with torch.no_grad(), monitor.watching(batch):
+                one(batch["x"])
+        found[len(measures)] = outcome(lambda m=monitor: m.event(0).n)
+    return found
+
+
 PENALTIES = {
     "contribution": (partial(ContributionPenalty, 2 * SIZE), None),
     "invariance": (InvariancePenalty, None),
@@ -242,7 +257,8 @@ LOOPED = {
     **{f"{kind} monitored": partial(monitored, kind) for kind in ("ddp", "fabric", "fsdp")},
     **{f"{kind} erased": partial(erased, kind) for kind in ("ddp", "fsdp")},
     **{f"{kind} {penalty}": partial(suppressed, kind, penalty) for kind in ("hand", "ddp", "fsdp") for penalty in PENALTIES},
-    **{f"fsdp {penalty}, labels missing": partial(suppressed, "fsdp", penalty, 4) for penalty in PENALTIES},
+    **{f"fsdp {penalty}, labels missing": partial(suppressed, "fsdp", penalty, 2) for penalty in PENALTIES},
+    "refused": refused,
 }
 
 
