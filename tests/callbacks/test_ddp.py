@@ -19,6 +19,7 @@ from ranks.watched import WATCHED
 
 from callbacks import boring
 from lightning_interp import explain
+from lightning_interp.monitor import DEFAULT_MEASURES
 
 pytestmark = [
     pytest.mark.ddp,
@@ -97,11 +98,8 @@ def differences(one, other, path=""):
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
-EACH_ITS_OWN = (
-    "skipped",
-    "warnings",
-    "weights",
-)  # batches of its own, what only the first says, statistics before they are shared
+# Batches of its own, what only the first says, statistics before they are shared out, its penalty's last step.
+EACH_ITS_OWN = ("skipped", "warnings", "weights", "own")
 
 
 @pytest.mark.parametrize(("processes", "name"), every(CASES))
@@ -175,7 +173,7 @@ def test_the_multiplier_is_the_same_on_all(ranks, alone, processes, name):
     first, *others = ranks(processes, name)
     assert all(other["budget"] == first["budget"] for other in others)
     assert first["budget"]["multiplier"] != 1
-    assert first["metrics"][1]["penalty_weight/grass"] == 1
+    assert {part["own"]["penalty_weight/grass"] for part in (first, *others) if part["own"]} == {1}  # of those that had a term
     if "training" in name:
         assert first["measured"]["n"] == N + 1  # a sampler's repeat is trained on
         return
@@ -248,7 +246,11 @@ def test_a_watched_run_has_the_same_bits_on_every_process(ranks, processes, name
 
 @pytest.mark.parametrize(("processes", "name"), every(RESUMED, "resumed "))
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(ranks, processes, name):
-    assert ranks(processes, f"resumed {name}") == [{"weights": True, "known": True}] * processes
+    for part in ranks(processes, f"resumed {name}"):
+        if processes == 2 or RESUMED[name]:
+            assert part["weights"]
+            assert part["known"]
+        assert part["apart"] < 1e-4  # of three, DDP adds up gradients in another order in its first step
 
 
 # --- one process fails ------------------------------------------------------------------------------------------------
@@ -325,6 +327,13 @@ def test_a_loop_of_ones_own_is_that_with_gradients_averaged_by_hand(ranks, proce
         assert part["acted"] == wanted["acted"] > 3
         for one, other in zip(part["weights"], wanted["weights"], strict=True):
             assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_what_cannot_be_done_with_a_sharded_model_is_said(both):
+    for found in both("looped refused"):
+        assert found["edit"].startswith("InterpError: `model` expects whole weights, and those of this one are shared out")
+        assert found[len(DEFAULT_MEASURES)] == N
+        assert "`FullyShardedDataParallel` does not allow a pass of the library's own" in found[len(boring.ALL)]
 
 
 @pytest.mark.parametrize(("processes", "penalty"), every(PENALTIES))

@@ -244,9 +244,9 @@ PRECISION = {
 @pytest.mark.parametrize("precision", PRECISION)
 @pytest.mark.parametrize("name", ["monitor", "contribution", "erasure", pytest.param("budget", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, name, precision):
-    whole, weights = go(name, 4, 1, **PRECISION[precision]())
+    whole, weights, _ = go(name, 4, 1, **PRECISION[precision]())
     go(name, 2, 1, tmp_path, **PRECISION[precision]())
-    ours, again = go(name, 4, 1, path=str(tmp_path / "last.ckpt"), **PRECISION[precision]())
+    ours, again, _ = go(name, 4, 1, path=str(tmp_path / "last.ckpt"), **PRECISION[precision]())
     assert again == weights
     assert [what(c) for c in ours] == [what(c) for c in whole]
     assert name in WATCHERS

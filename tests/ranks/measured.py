@@ -169,7 +169,7 @@ CASES = {
         "sharded": True,
     },
 }
-EACH_ITS_OWN = ("penalty/", "penalty_scale/")  # metrics of a process's own batch
+EACH_ITS_OWN = ("penalty/", "penalty_scale/", "penalty_weight/")  # metrics of a process's own batch
 SAMPLES = {  # of each event, where not N: two processes' batches of 8 and, at the end of an epoch, 3, less the one repeat
     "train window": [2 * (8 + 8 + 3) - 1] * 2,
     "train by steps": [2 * 3 * 8, 2 * 3 * 8, 2 * (3 + 8 + 8) - 1, 2 * 3 * 8],
@@ -226,6 +226,7 @@ def measured(name: str, devices: int) -> dict:
         found["eraser"] = erase.erasure.eraser and [part.tolist() for part in erase.erasure.eraser]
         found["skipped"] = erase.erasure.skipped
     if held:
+        found["own"] = {k: float(v) for k, v in run.callback_metrics.items() if k.startswith(EACH_ITS_OWN)}
         found["budget"] = held.suppression.budget.state_dict()
         found["measured"] = boring.plain(held.suppression.measured)
         found["change"] = held.certificate["change"]

@@ -75,14 +75,19 @@ def go(name: str, epochs: int, devices: int, folder: Path | None = None, path: s
         strategy=strategy_of(devices, sharded),
         **options,
     )
-    return ours, bits(dict(model.named_parameters()) if sharded else model.state_dict())
+    shares = [p.to_local() if sharded else p for p in model.parameters()]
+    found = dict(model.named_parameters()) if sharded else model.state_dict()
+    return ours, bits(found), [p.detach().float() for p in shares]
 
 
 def resumed(name: str, devices: int, folder: Path) -> dict:
     """Whether the resumed run has the weights of the one that never stopped, and whether it knows what that knows."""
-    whole, weights = go(name, 4, devices)
+    whole, weights, *tensors = go(name, 4, devices)
     go(name, 2, devices, folder / name)
     path = folder / name / "last.ckpt"
     torch.load(path, weights_only=True)
-    ours, again = go(name, 4, devices, path=str(path))
-    return {"weights": again == weights, "known": [what(c) for c in ours] == [what(c) for c in whole]}
+    ours, again, more = go(name, 4, devices, path=str(path))
+    tensors.append(more)
+    apart = max(float((one - other).abs().max()) for one, other in zip(tensors[0], tensors[1], strict=True) if one.numel())
+    same = [what(c) for c in ours] == [what(c) for c in whole]
+    return {"weights": again == weights, "known": same, "apart": apart}
