@@ -307,6 +307,7 @@ def erased(m: Moments, eraser: Eraser) -> Moments:
     """The moments of the erased activations: nothing but the moments is needed."""
     q = m.columns
     keep = torch.eye(len(m.gram), dtype=m.gram.dtype, device=m.gram.device) - eraser.read @ eraser.write
-    mean = torch.cat([m.mean[:, :q], eraser(m.hidden)], dim=1)
+    hidden = torch.where((m.count > 0).unsqueeze(1), eraser(m.hidden), m.hidden)  # an empty group's mean stays zero
+    mean = torch.cat([m.mean[:, :q], hidden], dim=1)
     cross = torch.cat([m.cross[:, :, :q], m.cross[:, :, q:] @ keep], dim=2)
     return Moments(m.count, mean, cross, keep.T @ m.gram @ keep)
