@@ -92,6 +92,14 @@ def untouched(function, *arguments, **named):
     return out
 
 
+def outcome(refusal, function, *arguments):
+    """The function's answer and None, or None and the refusal; any other exception is raised."""
+    try:
+        return untouched(function, *arguments), None
+    except refusal as problem:
+        return None, problem
+
+
 def finite(*tensors):
     """All numbers of all tensors."""
     for tensor in tensors:

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from fuzz.inputs import FLAWS, SEEDS, activations, close, finite, flawed, groups, normal, untouched
 from lightning_interp.functional.dependence import (
-    gaussian_kernel, hsic, own_hsic, partial_correlation, residuals, standardised, unbiased_hsic,
+    gaussian_kernel,
+    hsic,
+    own_hsic,
+    partial_correlation,
+    residuals,
+    standardised,
+    unbiased_hsic,
 )  # fmt: skip
 from lightning_interp.functional.direction import drift, lda, mean_difference, pattern, ridge_filter, told_apart
 from lightning_interp.functional.entanglement import collateral, contributions, participation, subspace_cosine
@@ -89,7 +95,7 @@ def test_drift_and_cosine_are_of_subspaces_not_of_their_vectors(d, data):
     assert math.isnan(cosine) == (not a.any() or not b.any())
     assert math.isnan(moved) == (not (a != 0).any(1).all() or not (b != 0).any(1).all())
     for same, other in (((drift(b, a)), moved), (subspace_cosine(b, a), cosine), (subspace_cosine(a * 3, b / 7), cosine)):
-        assert math.isnan(same) and math.isnan(other) or abs(same - other) < 1e-6
+        assert (math.isnan(same) and math.isnan(other)) or abs(same - other) < 1e-6
     if not math.isnan(cosine):
         assert abs(subspace_cosine(a, a) - 1) < 1e-6
         turned = torch.linalg.qr(normal(d, d, 0)).Q

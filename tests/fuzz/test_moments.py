@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from fuzz.inputs import FLAWS, SEEDS, activations, close, finite, flawed, groups, normal, untouched
 from lightning_interp.functional.moments import Cross, Moments, Target, coarsen, cross, moments
 from lightning_interp.functional.probe import (
-    Probe, auroc, balanced_accuracy, block_r2, constant, held_out_products, held_out_r2, ridge_probe, stack,
+    Probe,
+    auroc,
+    balanced_accuracy,
+    block_r2,
+    constant,
+    held_out_products,
+    held_out_r2,
+    ridge_probe,
+    stack,
 )  # fmt: skip
 
 
@@ -135,7 +143,7 @@ def test_cross_moments_are_those_of_weighted_rows(rows, data):
 def folds(draw, least=1):
     """Moments and target columns of two folds, the rows, and blocks of columns: a two-way variable, then a continuous one."""
     h = draw(activations(2 * least, 40)).detach()
-    n, d = h.shape
+    n = len(h)
     x = flawed(n, 1, draw(st.sampled_from(["none", "constant column", "mean of a million", "all zero"])), draw(SEEDS))
     member, _ = draw(groups(n, 2))
     half = n // 2
@@ -236,7 +244,7 @@ def test_balanced_accuracy_is_the_mean_recall(n, columns, seed, data):
         mine = [g == one for g, true in zip(guess, level.tolist()) if true == one]
         recalls.append(sum(mine) / len(mine) if mine else math.nan)
     expected = sum(recalls) / levels
-    assert math.isnan(got) and math.isnan(expected) or abs(got - expected) < 1e-12
+    assert (math.isnan(got) and math.isnan(expected)) or abs(got - expected) < 1e-12
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), SEEDS)
