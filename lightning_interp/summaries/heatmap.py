@@ -48,8 +48,8 @@ class Heatmap:
         axes = figure.add_axes((label / width, 0.5 / height, 1 - (label + 0.2) / width, 1 - 0.9 / height))
         shape = (len(layers), len(variables))
         self._image = axes.imshow(np.zeros(shape), vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto", animated=True)
-        axes.set_xticks(range(len(variables)), variables)
-        axes.set_yticks(range(len(layers)), layers)
+        axes.set_xticks(range(len(variables)), variables, parse_math=False)  # a name with dollars is no formula
+        axes.set_yticks(range(len(layers)), layers, parse_math=False)
         axes.tick_params(length=0, labelsize=8)
         axes.set_title("decodability, R²", fontsize=9)
         self._axes = axes

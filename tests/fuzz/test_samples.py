@@ -31,9 +31,7 @@ def batches(draw):
         shape = (n, 1500, *shape[2:])  # read sparsely
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(draw(SEEDS))) * 30).round()
     dtype = draw(DTYPES)
-    if dtype == torch.bool:
-        x = x > 0
-    x = x.abs().to(dtype) if not dtype.is_signed else x.to(dtype)
+    x = x.to(dtype) if dtype.is_signed else x.abs().to(dtype)
     layout = draw(LAYOUTS)
     if layout == "transposed" and x.ndim > 1:
         return x.transpose(0, -1).contiguous().transpose(0, -1)
