@@ -34,6 +34,7 @@ bench: env
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/mediation.py
+	$(BIN)/python benchmarks/suppression.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/scaling.py
 

@@ -56,7 +56,9 @@ def edit(
 
     **Fit on rows that the model was not trained on.** A net that knows its training labels by heart hides the confounder there:
     on the demo, at the layer that feeds the head, the worst group after fitting to training rows was .49 and .18, to validation
-    rows .76 and .69.
+    rows .76 and .69. **Look at the collateral, or set `max_collateral`.** Where nearly all of an activation lies along one
+    direction (what feeds the head of a small bag of words: 97 %), the erasure takes what matters with it: film reviews, with
+    the genre erased so, fell from .69 to .53.
 
     In a residual stream (a block's output, made by an addition) what is added is also what goes on, and a norm reads it:
     neither can take the erasure in. Edit a block's own last Linear there, or the layer under the head.

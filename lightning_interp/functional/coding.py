@@ -68,6 +68,8 @@ class Factor:
 
     def level_index(self, values: Tensor) -> Tensor:
         """Index of each value's level, int64 `[n]`."""
+        if self.kind == "binary":
+            return (values == self.levels[1]).long()
         levels = torch.tensor(self.levels, dtype=torch.float64, device=values.device)
         return (values.unsqueeze(1) == levels).to(torch.uint8).argmax(dim=1)
 

@@ -209,11 +209,12 @@ def test_tensorboard_shows_samples_as_text_and_loads_nothing(evil):
 
 
 @pytest.mark.parametrize("name", ["$\\include{x}$", "$x$ and $y$", "$\\frac{1}{2}$", "a$b", "^{x}_{y}"])
-def test_dollars_in_a_name_are_no_formula(name):
-    plain = Heatmap([name], [name]).draw(np.full((1, 1), 0.5))
-    assert plain.dtype == np.uint8
-    labels = [t.get_text() for t in Heatmap([name], [name])._axes.get_xticklabels()]
-    assert labels == [name]
+def test_dollars_in_a_name_are_no_formula(name, monkeypatch):
+    def parsed(*_, **__):
+        raise AssertionError("read as a formula")
+
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", parsed)
+    assert Heatmap([name], [name]).draw(np.full((1, 1), 0.5)).dtype == np.uint8
 
 
 def test_the_picture_in_the_tests_is_one():
