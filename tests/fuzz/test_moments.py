@@ -1,6 +1,7 @@
 """`moments` and `probe` on generated activations: against sums over rows, in any split, order and unit."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz.inputs import FLAWS, SEEDS, activations, close, finite, flawed, groups, normal, untouched
-from lightning_interp.functional.moments import Cross, Moments, Target, coarsen, cross, moments
+from lightning_interp.functional.moments import Cross, Moments, Target, coarsen, cross, moments, products
 from lightning_interp.functional.probe import (
     Probe,
     auroc,
@@ -69,6 +70,14 @@ def test_moments_are_those_of_a_loop_over_groups(rows, pairs, crossed):
     alike(got, of_rows(h, x, member, k, crossed, pairs), largest(h, x))
     close(got.squares, got.gram if not pairs else got.gram.diagonal())
     assert bool((got.squares >= 0).all())
+
+
+@given(activations(dtypes=st.just(torch.float64)), st.integers(1, 4))
+def test_products_are_whole_whatever_the_strip(y, strip):
+    with mock.patch("lightning_interp.functional.moments._STRIP", strip):
+        got = untouched(products, y.detach())
+    close(got, y.detach().T @ y.detach(), 1e-9, 1e-13 * len(y) * largest(y) ** 2)
+    close(got, got.T, 1e-9, 1e-13 * len(y) * largest(y) ** 2)
 
 
 @given(grouped(), st.integers(0, 40), st.booleans())
