@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: env demo test test-all lint bench bench-quick clean
+.PHONY: env demo test test-all lint audit bench bench-quick clean
 
 env: $(READY)
 
@@ -26,6 +26,9 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: env
+	$(BIN)/python .ci/audit
 
 bench: env
 	$(BIN)/python benchmarks/coverage.py
