@@ -142,13 +142,18 @@ def auroc(scores: Tensor, positive: Tensor) -> Tensor:
     Returns:
         `[t]`; NaN where a class is missing.
     """
-    columns = scores.T.contiguous()
-    ordered = columns.sort(dim=1).values
+    ordered, order = scores.T.contiguous().sort(dim=1)
+    place = torch.arange(len(scores), device=scores.device).expand_as(ordered)
     # Average rank under ties: half way between the first and the last place that the score could take.
-    rank = ((torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1) / 2).double().T
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(fresh, place, 0).cummax(1).values
+    last = torch.where(fresh.roll(-1, 1), place, len(scores)).flip(1).cummin(1).values.flip(1)
+    hit = positive.T.gather(1, order)
     ones = positive.sum(0).double()
     zeros = len(scores) - ones
-    return ((rank * positive).sum(0) - ones * (ones + 1) / 2) / (ones * zeros)
+    rank = (hit * (first + last + 2)).sum(1).double() / 2
+    return (rank - ones * (ones + 1) / 2) / (ones * zeros)
 
 
 def balanced_accuracy(scores: Tensor, level: Tensor, midpoint: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from torchmetrics import Metric
 from lightning_interp.functional.moments import Moments, coarsen, moments
 from lightning_interp.functional.sampling import uniform
 from lightning_interp.functional.unique import unique_rows
+from lightning_interp.functional.weights import MAX_CELLS
 
 CONTROLS = 5
 BINS = 32
-MAX_GROUPS = 256
+MAX_GROUPS = MAX_CELLS  # over these, weights are natural, and single levels are all that they need
 MAX_CROSSED = 4096  # rows of cross products of continuous variables that the cells may take, as many as single rows are kept
 WIDE = 2048  # units up to which products of all pairs of units are kept, 32 MiB in each fold
 FOLD, KEPT, CONTROL = 0, 1, 2  # streams of the sample's random numbers
@@ -197,8 +198,9 @@ class LayerStatistics(Metric):
         # The bits of the source travel as a float64 and come back untouched.
         bits = (torch.zeros_like(key) if source is None else source).view(torch.float64)
         own = torch.cat([m.chance[:, None], m.second.double()[:, None], bits[:, None], m.bins.double(), values], dim=1)
-        first = m.order[: self.max_kept]
-        rows = torch.cat([own[first], h[first].double()], dim=1)
+        first, k = m.order[: self.max_kept], own.shape[1]
+        rows = torch.empty(len(first), k + h.shape[1], dtype=torch.float64, device=h.device)
+        rows[:, :k], rows[:, k:] = own[first], h[first]
         self.rows = [self._smallest([*(r for r in self.rows if r.numel()), rows])]
 
     def compute(self) -> LayerSummary | None:
