@@ -16,15 +16,16 @@ from lightning_interp import penalties
 KEYS = {"output": "head", "target": "label", "inputs": "image"}
 LABEL, CONFOUNDER = interp.Concept("label", kind="binary"), interp.Confounder("confounder", kind="binary")
 PENALTIES = {
-    "reweighted": (penalties.BalancedReweighting(), 1.0),
-    "penalty 0.1": (penalties.ContributionPenalty(), 0.1),
-    "penalty 1": (penalties.ContributionPenalty(), 1.0),
+    "reweighted": (penalties.BalancedReweighting(), {}),
+    "penalty 0.1": (penalties.ContributionPenalty(), {"weight": 0.1}),
+    "penalty 1": (penalties.ContributionPenalty(), {"weight": 1.0}),
 }
 SUPPRESSED = ("reweighted", "penalty 0.1", "penalty 1", "decay", "edited")
 STOPS = {"demo": (3, 6, 12), "coloured": (1, 3, 8), "hidden": (1, 3, 8)}  # epochs
 BUILDS = {"demo": ("cnn", "strided"), "coloured": ("mlp", "cnn"), "hidden": ("mlp", "cnn")}  # an MLP learns no texture here
 SHAPES = {"demo": (1, 32), "coloured": (2, 14), "hidden": (2, 14)}  # channels, side
 DECAY = 3.0
+EDITED = {"mlp": ("middle", "last")}  # a stage of convolutions that is pooled cannot be erased in the weights
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Net:
         architecture: "mlp", "cnn" or "strided".
         agreement: of the confounder with the label in training.
         hidden: of the patch with the label in training.
-        training: "plain", "decay", one of `PENALTIES`, or "edited": plain, then cut out at the middle or the last stage.
+        training: "plain", "decay", one of `PENALTIES`, or "edited": plain, then cut out of the weights.
     """
 
     task: str
@@ -87,17 +88,15 @@ def checkpoints(net: Net, seed: int, stops: tuple[int, ...]) -> Iterator[tuple[s
     fields = training_set(net, seed)
     callbacks: list[L.Callback] = [kept := Stops(stops)]
     if net.training in PENALTIES:
-        penalty, weight = PENALTIES[net.training]
+        penalty, how = PENALTIES[net.training]
         callbacks.append(
-            interp.SuppressConfounder(
-                CONFOUNDER, [LABEL], penalty=penalty, weight=weight, start_epoch=0, ramp_epochs=1, **KEYS
-            )
+            interp.SuppressConfounder(CONFOUNDER, [LABEL], penalty=penalty, start_epoch=0, ramp_epochs=1, **how, **KEYS)
         )
     quiet_trainer(max(stops), callbacks).fit(model, loader(fields, 128, shuffle=True))
     model.eval()
     if net.training == "edited":
         state = deepcopy(model.state_dict())
-        for depth in ("middle", "last"):
+        for depth in EDITED.get(net.architecture, ("last",)):
             model.load_state_dict(state)
             other = loader(training_set(net, seed + 1), 512)
             interp.edit(model, f"encoder.{depth}", CONFOUNDER, other, given=[LABEL], **KEYS)
