@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measures import missing
 from measures.marks import LAYERS, MARKS, images, trained, without_mark
 from measures.tcav import captum_tcav, fast_cav, tcav_score
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from lightning_interp.functional.erasure import Eraser, leace, natural
 from lightning_interp.functional.moments import moments
 
 RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
-VERSION, PAIRS, N, BATCH, SET = 1, 3, 1_000, 250, 100
+VERSION, PAIRS, N, BATCH, SET = 1, 3, 1_000, 125, 100
 ROWS, WIDTHS = 10_000, (64, 256, 512, 1024, 2048)
 KEYS = {"output": "head", "target": "label", "inputs": "image"}
 
@@ -202,7 +203,15 @@ def ratio(row: dict, over: str, under: str, digits: int = 1) -> str:
 
 def sensitivity_table(rows: list[dict]) -> str:
     """Markdown."""
-    heads = ["net", "contender", "CPU ms", "time over ours, by labels", "over ours, by examples", "signs as do", "signs as ours"]
+    heads = [
+        "net",
+        "contender",
+        "CPU ms",
+        "time over ours, by labels",
+        "over ours, by examples",
+        "signs as do",
+        "signs as ours",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (r for r in rows if r["what"] == "sensitivity"):
         do = np.sign(row["do"])
@@ -219,7 +228,14 @@ def sensitivity_table(rows: list[dict]) -> str:
 
 def erasure_table(rows: list[dict]) -> str:
     """Markdown."""
-    heads = ["units", "ours, ms", "theirs / ours", "theirs, exact / ours", "theirs in float32 / ours", "largest difference to theirs, exact"]
+    heads = [
+        "units",
+        "ours, ms",
+        "theirs / ours",
+        "theirs, exact / ours",
+        "theirs in float32 / ours",
+        "largest difference to theirs, exact",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (r for r in rows if r["what"] == "erasure"):
         cells = [str(row["d"]), f"{1e3 * statistics.median(row['seconds']['ours']):.0f}"]
@@ -246,6 +262,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one pair each, up to 256 units; nothing is kept")
     parser.add_argument("--profile", action="store_true", help="of our sensitivity; nothing is kept")
     args = parser.parse_args()
+    if why := missing():
+        print(why)
+        return
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
 """Which measure tells the truth? What people compute today and ours, against do(confounder), on many differently trained nets.
 
-Digits on grass, coloured MNIST, and coloured MNIST with a corner patch that the nets use too, that goes with the colour and that
-nobody names. Small nets of two builds, trained with many agreements of confounder and label, plainly, with decay, penalties or
-reweighting, stopped early and late, or edited. Every measure is computed on the same held-out probe images, by the package
-that has it; a measure of layers at three depths. The truth is the mean change of the margin when the confounder is
-exchanged on the same image, on the probe images and on other held-out ones.
+Digits on grass, coloured MNIST, and coloured MNIST with a corner patch that the nets use too, that goes with the colour
+and that nobody names. Small nets of two builds, trained with many agreements of confounder and label, plainly, with decay,
+penalties or reweighting, stopped early and late, or edited. Every measure is computed on the same held-out images, by the
+package that has it; a measure of layers at three depths. The truth is the mean change of the margin when the confounder is
+exchanged on the same image, on these images and on other held-out ones. Every net has images of its own.
 
     python benchmarks/truth.py             # about 20 minutes on one core
     python benchmarks/truth.py --quick     # 4 nets, fewer images; nothing is kept
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measures import data
+from measures import data, missing
 from measures.checkpoints import BUILDS, CONFOUNDER, KEYS, LABEL, STOPS, Net, checkpoints, nets
 from measures.erasing import losses
 from measures.layer import activations, gradients, margin
@@ -178,6 +178,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="nets of each kind")
     parser.add_argument("--quick", action="store_true", help="5 nets of each task, stopped once; nothing is kept")
     args = parser.parse_args()
+    if why := missing():
+        print(why)
+        return
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

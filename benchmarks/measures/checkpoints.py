@@ -5,13 +5,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import lightning as L
-from measures.data import Fields, coloured_digits, digits_on_grass
-from measures.nets import ARCHITECTURES, Staged
 from shortcuts.runs import quiet_trainer
 from shortcuts.tasks import loader
 
 import lightning_interp as interp
 from lightning_interp import penalties
+from measures.data import Fields, coloured_digits, digits_on_grass
+from measures.nets import ARCHITECTURES, Staged
 
 KEYS = {"output": "head", "target": "label", "inputs": "image"}
 LABEL, CONFOUNDER = interp.Concept("label", kind="binary"), interp.Confounder("confounder", kind="binary")

@@ -2,9 +2,10 @@
 
 import warnings
 
+from torch import Tensor
+
 from measures.layer import logits_from
 from measures.nets import Staged
-from torch import Tensor
 
 
 def erase(h: Tensor, z: Tensor) -> Tensor:

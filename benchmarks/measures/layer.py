@@ -1,8 +1,9 @@
 """A stage of a net by plain hooks: its activations, the margin's gradients there, and the net run with others put in."""
 
 import torch
-from measures.nets import DEPTHS, Staged
 from torch import Tensor
+
+from measures.nets import DEPTHS, Staged
 
 
 def margin(net: Staged, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Ten concepts of which all is known: marks on the demo's digits, each there or not by a coin, and nets that use them."""
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [SIZE**2, 256, 256, 256, 256]
-        blocks = [nn.Sequential(nn.Linear(c, d), nn.ReLU()) for c, d in zip(widths, widths[1:])]
+        blocks = [nn.Sequential(nn.Linear(c, d), nn.ReLU()) for c, d in pairwise(widths)]
         named = OrderedDict((f"hidden{i}", block) for i, block in enumerate(blocks, start=1))
         self.encoder = nn.Sequential(OrderedDict(flatten=nn.Flatten(), **named))
         self.head = nn.Linear(256, 2)

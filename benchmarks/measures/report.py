@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from measures.nets import DEPTHS
 from scipy.stats import rankdata
+
+from measures.nets import DEPTHS
 
 DRAWS = 1_000  # of the bootstrap, over nets: a net's checkpoints are alike
 Row = dict
@@ -94,7 +95,7 @@ def bootstrap(rows: Sequence[Row], a: np.ndarray, b: np.ndarray, how: Callable[[
 
 @dataclass(frozen=True)
 class Found:
-    """A measure against the truth, at its best depth, with sign or without: what is better for it, and chosen with the truth in sight."""
+    """A measure against the truth, at its best depth, with sign or without: chosen for the better, with the truth in sight."""
 
     measure: Measure
     by_size: bool
@@ -106,7 +107,6 @@ class Found:
     by_depth: Sequence[float]
     slope: float | None
     error: float | None
-    bias: float | None
 
 
 def against(rows: Sequence[Row], measure: Measure, free: bool = True) -> Found:
@@ -121,10 +121,10 @@ def against(rows: Sequence[Row], measure: Measure, free: bool = True) -> Found:
     by_size, target, each, found = max(choices, key=lambda c: np.nanmax([*c[3], -2.0]))
     best = int(np.argmax(np.nan_to_num(found, nan=-2.0)))
     x = each[best]
-    slope = error = bias = None
+    slope = error = None
     if measure.logits:
         slope = float(np.polyfit(x, target, 1)[0]) if np.ptp(x) > 0 else None
-        error, bias = float(np.abs(x - target).mean()), float((x - target).mean())
+        error = float(np.abs(x - target).mean())
     return Found(
         measure,
         by_size,
@@ -136,7 +136,6 @@ def against(rows: Sequence[Row], measure: Measure, free: bool = True) -> Found:
         found,
         slope,
         error,
-        bias,
     )
 
 
@@ -150,6 +149,11 @@ def fine(value: float) -> str:
     return number(value, 4 if value > 0.9995 else 3)
 
 
+def spread(value: float, interval: Sequence[float]) -> str:
+    """A correlation with its interval."""
+    return f"{fine(value)} ({fine(interval[0])} … {fine(interval[1])})"
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown: every measure against the truth on one task and probe set."""
     heads = ["measure", "Pearson (95 %)", "Spearman (95 %)", "early / middle / last", "slope", "error, logits"]
@@ -160,8 +164,8 @@ def table(rows: Sequence[Row]) -> str:
         known = np.isfinite(f.pearson)
         depths = " / ".join(number(v) for v in f.by_depth) if len(f.by_depth) > 1 else "–"
         cells = [
-            f"{fine(f.pearson)} ({fine(f.interval[0])}–{fine(f.interval[1])})" if known else "undefined: it does not vary",
-            f"{fine(f.spearman)} ({fine(f.ranks[0])}–{fine(f.ranks[1])})" if known else "–",
+            spread(f.pearson, f.interval) if known else "undefined: it does not vary",
+            spread(f.spearman, f.ranks) if known else "–",
             depths,
             number(f.slope),
             number(f.error),
@@ -216,7 +220,8 @@ def hidden(rows: Sequence[Row]) -> str:
     On the checkpoints the measure is regressed on the true effects of both; "credited" is the hidden factor's coefficient over
     that of the confounder: 0, a measure of the confounder alone; 1, the two are not told apart.
     """
-    lines = ["| measure | Pearson | Spearman | credited | mean error, logits | where colour is not used, logits |", "|---" * 6 + "|"]
+    heads = ["measure", "at", "Pearson (95 %)", "Spearman", "credited", "error, logits", "error where colour is not used"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     colour, patch = (np.array([r[k] for r in rows]) for k in ("do", "do_hidden"))
     unused = np.abs(colour) < UNUSED
     for measure in (*MEASURES, NAMED):
@@ -229,7 +234,8 @@ def hidden(rows: Sequence[Row]) -> str:
         known = np.isfinite(f.pearson)
         away = np.abs(x - both[0])
         cells = [
-            fine(f.pearson) if known else "undefined",
+            f.depth or "–",
+            spread(f.pearson, f.interval) if known else "undefined",
             fine(f.spearman) if known else "–",
             number(fitted[1] / fitted[0]) if known else "–",
             number(away.mean()) if measure.logits else "–",
@@ -260,26 +266,29 @@ NAMED = Named("effect (ours), the patch named too", logits=True, ours="named")
 def robustness(rows: Sequence[Row]) -> str:
     """Markdown: what the robustness value says of effects that are the confounder's own, and of those that are not."""
     lines = [
-        "| checkpoints | of them | true do, logits | effect, logits | robustness value (least … most) | inside 95 % interval |",
+        "| the effect is | checkpoints | true do, logits | effect, logits | robustness value (range) | inside interval |",
         "|---" * 6 + "|",
     ]
     do, effect, rv, low, high = (
-        np.array([r["ours"][k] if k in r["ours"] else r[k] for r in rows]) for k in ("do", "effect", "robustness", "low", "high")
+        np.array([r["ours"][k] if k in r["ours"] else r[k] for r in rows])
+        for k in ("do", "effect", "robustness", "low", "high")
     )
     wrong = np.abs(effect - do) > np.abs(effect) / 2
     inside = (low <= do) & (do <= high)
     for name, which in (("mostly the hidden factor's", wrong), ("mostly its own", ~wrong)):
         if which.any():
             cells = [f"{np.abs(v[which]).mean():.2f}" for v in (do, effect)]
-            spread = f"{np.median(rv[which]):.2f} ({rv[which].min():.2f} … {rv[which].max():.2f})"
-            lines.append(f"| {name} | {which.sum()} | {' | '.join(cells)} | {spread} | {100 * inside[which].mean():.0f} % |")
-    lines.append(f"| a low value tells the first from the second: area under the ROC curve | {flags(rows)} | – | – | – | – |")
+            values = f"{np.median(rv[which]):.2f} ({rv[which].min():.2f} … {rv[which].max():.2f})"
+            lines.append(f"| {name} | {which.sum()} | {' | '.join(cells)} | {values} | {100 * inside[which].mean():.0f} % |")
+    lines.append(f"| told apart by a low value: area under the ROC curve | – | – | – | {flags(rows)} | – |")
     return "\n".join(lines)
 
 
 def flags(rows: Sequence[Row]) -> str:
     """How well a low robustness value marks an effect that is mostly the hidden factor's: the area under the ROC curve."""
-    do, effect, rv = (np.array([r["ours"][k] if k in r["ours"] else r[k] for r in rows]) for k in ("do", "effect", "robustness"))
+    do, effect, rv = (
+        np.array([r["ours"][k] if k in r["ours"] else r[k] for r in rows]) for k in ("do", "effect", "robustness")
+    )
     wrong = np.abs(effect - do) > np.abs(effect) / 2
     if not wrong.any() or wrong.all():
         return "–"

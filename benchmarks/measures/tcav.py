@@ -58,7 +58,9 @@ def captum_tcav(
         scores = tcav.interpret(images, sets, target=0)
     by_pair = [scores["-".join(str(c.id) for c in pair)] for pair in sets]
     return {
-        layer: [(float(found[f"net.{layer}"]["sign_count"][0]), float(found[f"net.{layer}"]["magnitude"][0])) for found in by_pair]
+        layer: [
+            (float(found[f"net.{layer}"]["sign_count"][0]), float(found[f"net.{layer}"]["magnitude"][0])) for found in by_pair
+        ]
         for layer in layers
     }
 
