@@ -37,10 +37,14 @@ bench: env
 	$(BIN)/python benchmarks/suppression.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/truth.py
+	$(BIN)/python benchmarks/peers.py
 
 bench-quick: env
 	$(BIN)/python benchmarks/fidelity.py --quick
 	$(BIN)/python benchmarks/scaling.py --quick
+	$(BIN)/python benchmarks/truth.py --quick
+	$(BIN)/python benchmarks/peers.py --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -139,6 +139,21 @@ def discovery() -> dict[str, str]:
     return {"discovery": features_table(rows), "discovery nets": nets_table(rows)}
 
 
+def truth() -> dict[str, str]:
+    """The measures against the true effect."""
+    from measures.report import tables
+
+    return tables(read("truth"))
+
+
+def peers() -> dict[str, str]:
+    """What sensitivity and erasure cost beside those of other packages."""
+    from peers import erasure_table, sensitivity_table
+
+    rows = read("peers")
+    return {"peers sensitivity": sensitivity_table(rows), "peers erasure": erasure_table(rows)}
+
+
 def main() -> None:
     """Put each table between its markers."""
     tables = {
@@ -155,6 +170,8 @@ def main() -> None:
         "cost": printed("cost"),
         **suppression(),
         **discovery(),
+        **truth(),
+        **peers(),
     }
     placed = set()
     for page in PAGES:
