@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: env
-	$(BIN)/python examples/grassy_digits.py $(ARGS)
+	$(BIN)/python -m lightning_interp.cli demo $(ARGS)
 
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --doctest-modules lightning_interp tests

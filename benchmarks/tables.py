@@ -13,7 +13,17 @@ from shortcuts.methods import METHODS
 from shortcuts.report import at, chosen, select, spread, table
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs" / name for name in ("measured.md", "scaling.md"))]
+PAGES = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md"))]
+CARDS = [
+    "ContributionPenalty", "InvariancePenalty", "IndependencePenalty", "GradientPenalty", "BalancedReweighting", "GroupDRO",
+    "EraseConfounder",
+]  # fmt: skip
+TASKS = {
+    "suppression": "digits on grass, 95 %",
+    "suppression 0.99": "digits on grass, 99 %",
+    "suppression coloured": "coloured MNIST",
+    "suppression decoy": "decoy-MNIST",
+}
 # What a user has, the method, and its row in the table of costs.
 CHOICE = [
     ("nothing (the plain net)", "plain", None),
@@ -60,6 +70,24 @@ def suppression() -> dict[str, str]:
     rows = read("suppression")
     settings = {"": ("demo", 0.95), " 0.99": ("demo", 0.99), " coloured": ("coloured", 5_000), " decoy": ("decoy", 10_000)}
     return {f"suppression{name}": table(rows, *setting) for name, setting in settings.items()}
+
+
+def cards(tables: dict[str, str]) -> dict[str, str]:
+    """What each method's card shows: its lines of the tables of suppression, between the plain net and the ceiling."""
+    heads = ["task", "method", "knob", "accuracy", "worst group", "do", "share"]
+    out = {}
+    for card in CARDS:
+        lines = []
+        for name, task in TASKS.items():
+            rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.get(name, "").splitlines()[2:]]
+            mine = [row for row in rows if card in row[0] and "not selected" not in row[0]]
+            around = {row[0]: row for row in rows if row[0] in ("plain", "ceiling")}
+            if mine:
+                shown = [around["plain"], *mine, around["ceiling"]]
+                lines += [f"| {' | '.join([task, *row[:6]])} |" for row in shown]
+        if lines:
+            out[f"card {card}"] = "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
+    return out
 
 
 def choice() -> str:
@@ -111,6 +139,7 @@ def discovery() -> dict[str, str]:
 
 def main() -> None:
     """Put each table between its markers."""
+    suppressed = suppression()
     tables = {
         "coverage": coverage(),
         "fidelity": printed("fidelity"),
@@ -121,7 +150,8 @@ def main() -> None:
         "cutting": printed("cutting"),
         "cutting coloured": printed("cutting", "coloured"),
         "choice": choice(),
-        **suppression(),
+        **suppressed,
+        **cards(suppressed),
         **discovery(),
     }
     placed = set()

@@ -1,5 +1,6 @@
 """What the README says works: its code runs, its files and keys exist, and the examples do what they print."""
 
+import os
 import re
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def test_examples_are_short():
 
 def run(*args):
     command = [sys.executable, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=env).stdout
 
 
 def test_the_demo_prints_equations_a_table_of_both_runs_and_how_to_open_tensorboard(tmp_path):
