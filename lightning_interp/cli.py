@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 where something was asked for that cannot be had, said on standard error.
     """
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     try:
         asked.command(asked)
     except (InterpError, OSError, ModuleNotFoundError) as problem:
@@ -63,13 +63,14 @@ def _demo(asked: argparse.Namespace) -> None:
     walk(asked.epochs, asked.seed, asked.agreement, asked.log_dir)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightning-interp", description=ABOUT, formatter_class=_AsWritten)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    made = argparse.ArgumentParser(prog="lightning-interp", description=ABOUT, formatter_class=_AsWritten)
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = made.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_demo(commands)
     _add_report(commands)
-    return parser
+    return made
 
 
 def _add_demo(commands: Any) -> None:

@@ -19,6 +19,8 @@ from lightning_interp.monitor import Monitor
 from lightning_interp.summaries import EventWriter
 from lightning_interp.suppression import Suppression
 
+__all__ = ["WatchedTrainer"]
+
 try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
