@@ -1,4 +1,4 @@
-"""The command line: `lightning-interp demo`, and `lightning-interp report LOGDIR -o report.html`."""
+"""The command line: `lightning-interp demo`, `explain CHECKPOINT --config FILE` and `report LOGDIR -o report.html`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ DEMO = """Train a small network on digits before photographs of grass and brick:
 Prints the equation after every epoch, then both runs side by side on test digits, and the line that opens TensorBoard.
 The data comes inside scikit-learn and scikit-image (the extra `demo`); nothing is downloaded. It takes about a minute on two
 CPU cores. The suppression begins in the third epoch."""
+EXPLAIN = """Print the equation of a checkpoint: what its output is made of, on the validation data.
+
+Model, data and the ConceptMonitor are built from the config.yaml that LightningCLI wrote beside the checkpoint; what it names
+is imported and run, as in a `fit`, so give it only files that you trust. It runs in one process, writes nothing but the
+report, and leaves out all callbacks but ConceptMonitor and EraseConfounder. Needs the extra `cli`."""
 REPORT = """Write one HTML file that says what the models of a TensorBoard log directory use.
 
 The file opens offline, in any browser, and prints on A4. It is made from the event files that ConceptMonitor and
@@ -63,12 +68,23 @@ def _demo(asked: argparse.Namespace) -> None:
     walk(asked.epochs, asked.seed, asked.agreement, asked.log_dir)
 
 
+def _explain(asked: argparse.Namespace) -> None:
+    from lightning_interp.callbacks.experiment import explain_checkpoint  # likewise
+
+    events = explain_checkpoint(asked.checkpoint, asked.config)
+    print("\n\n".join(f"{prefix}:\n{event}".removeprefix(":\n") for prefix, event in events.items()))
+    if asked.output is not None:
+        path = write_report({prefix or "checkpoint": [event] for prefix, event in events.items()}, asked.output)
+        print(f"\n{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     made = argparse.ArgumentParser(prog="lightning-interp", description=ABOUT, formatter_class=_AsWritten)
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = made.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_demo(commands)
+    _add_explain(commands)
     _add_report(commands)
     return made
 
@@ -82,6 +98,14 @@ def _add_demo(commands: Any) -> None:
         "--agreement", metavar="P", type=float, default=0.95, help="of grass and label in training, 0 to 1 (%(default)s)"
     )
     one.add_argument("--log-dir", metavar="DIR", default="runs", help="for TensorBoard (%(default)s)")
+
+
+def _add_explain(commands: Any) -> None:
+    one = commands.add_parser("explain", help="say what a checkpoint uses", description=EXPLAIN, formatter_class=_AsWritten)
+    one.set_defaults(command=_explain)
+    one.add_argument("checkpoint", metavar="CHECKPOINT", help="of Lightning's, such as last.ckpt")
+    one.add_argument("--config", metavar="FILE", required=True, help="config.yaml, as LightningCLI wrote it")
+    one.add_argument("-o", "--output", metavar="FILE", help="write an HTML report, too")
 
 
 def _add_report(commands: Any) -> None:
