@@ -80,7 +80,7 @@ def test_the_commands_of_a_page_are_there(page):
     for line in lines:
         command, *arguments = shlex.split(line, comments=True)
         if command == "lightning-interp":
-            with pytest.raises(SystemExit, match="^0$") if "--help" in arguments else nullcontext():
+            with pytest.raises(SystemExit, match=r"^0$") if "--help" in arguments else nullcontext():
                 cli.parser().parse_args(arguments)
         elif command == "make":
             assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
