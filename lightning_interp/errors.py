@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+__all__ = ["EditRefusedError", "InterpError", "InterpWarning", "LabelError", "LayerError", "ProbeSetError", "VariableError"]
+
 _NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name
 
 

@@ -20,6 +20,8 @@ from lightning_interp.processes import mine, with_others
 from lightning_interp.summaries import EventWriter
 from lightning_interp.suppression import OWN, Suppression
 
+__all__ = ["WatchedTrainer"]
+
 try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint

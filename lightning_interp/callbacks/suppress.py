@@ -145,6 +145,12 @@ class SuppressConfounder(NearestArgument, Callback):
             self._state = None
         elif latest is not None and latest.step != trainer.global_step:  # of another run
             self._seen = latest
+        last = trainer.max_epochs
+        if last is not None and 0 <= last <= self.start_epoch and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # −1: no end
+            self.suppression.say(
+                f"`start_epoch={self.start_epoch}`: this Trainer stops after {last} epochs (`max_epochs`), so the penalty on "
+                f"'{self.name}' never acts. Train longer, or lower `start_epoch`."
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on the training batches where no monitor does."""
