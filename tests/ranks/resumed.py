@@ -10,6 +10,7 @@ from callbacks.boring import ALL, Animals, Boring, BoringData, bits
 from faults.test_resume import what
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lightning_interp import Concept, Confounder, EraseConfounder, SuppressConfounder
 from lightning_interp.penalties import ContributionPenalty, GradientPenalty, GroupDRO
@@ -75,7 +76,7 @@ def go(name: str, epochs: int, devices: int, folder: Path | None = None, path: s
         strategy=strategy_of(devices, sharded),
         **options,
     )
-    shares = [p.to_local() if sharded else p for p in model.parameters()]
+    shares = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     found = dict(model.named_parameters()) if sharded else model.state_dict()
     return ours, bits(found), [p.detach().float() for p in shares]
 
