@@ -250,7 +250,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(ranks, processes, name
         if processes == 2 or RESUMED[name]:
             assert part["weights"]
             assert part["known"]
-        assert part["apart"] < 1e-4  # of three, DDP adds up gradients in another order in its first step
+        assert part["apart"] < 1e-6  # of three, DDP adds up gradients in another order in its first step
 
 
 # --- one process fails ------------------------------------------------------------------------------------------------

@@ -20,10 +20,16 @@ GRASS, MOO = Confounder("grass", intervention=boring.swap_grass), Concept("moo")
 
 
 class Still(Boring):
-    """Without dropout: the generators are not in a checkpoint."""
+    """Without dropout: the generators are not in a checkpoint.
+
+    And without Adam, which makes a whole step of a gradient that is 0 but for rounding, as that of a bias before a batch norm.
+    """
 
     def __init__(self) -> None:
         super().__init__(dropout=0.0)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
 
 
 class StillSharded(Sharded, Still):
