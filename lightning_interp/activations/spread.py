@@ -16,7 +16,7 @@ from lightning_interp.processes import gathered
 
 def sharded(model: nn.Module) -> bool:
     """Whether some part of the model is sharded, so that each of its passes is a collective of all processes."""
-    return bool(_parts(model, "FSDPModule") or _parts(model, "FullyShardedDataParallel"))
+    return bool(_parts(model)) or _out_of_reach(model)
 
 
 @contextmanager
@@ -30,15 +30,15 @@ def whole(model: nn.Module) -> Iterator[None]:
         model: the model; one that is not sharded is left alone.
 
     Raises:
-        InterpError: it is sharded by FSDP1, whose weights cannot be gathered ahead of a pass.
+        InterpError: it is sharded by FSDP1 or DeepSpeed's stage 3, whose weights cannot be gathered ahead of a pass.
     """
-    if _parts(model, "FullyShardedDataParallel"):
+    if _out_of_reach(model):
         raise InterpError(
-            "`FullyShardedDataParallel` does not allow a pass of the library's own: watch the loop's batches, with `measures` "
-            "of 'contribution', 'decodability', 'groups' and 'entanglement', or shard with `fully_shard` "
-            "(in Lightning: `ModelParallelStrategy`)."
+            "a model that `FullyShardedDataParallel` or DeepSpeed's stage 3 has sharded allows no pass of the library's own: "
+            "watch the loop's batches, with `measures` of 'contribution', 'decodability', 'groups' and 'entanglement', or "
+            "shard with `fully_shard` (in Lightning: `ModelParallelStrategy`)."
         )
-    parts = _parts(model, "FSDPModule")
+    parts = _parts(model)
     if not parts:
         yield
         return
@@ -58,10 +58,16 @@ def whole(model: nn.Module) -> Iterator[None]:
                 group.reshard()
 
 
-def _parts(model: nn.Module, name: str) -> list[Any]:
+def _parts(model: nn.Module) -> list[Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")  # nobody shards without it; its import takes a second
-    kind = getattr(fsdp, name, None)
+    kind = getattr(fsdp, "FSDPModule", None)
     return [] if kind is None else [m for m in model.modules() if isinstance(m, kind)]
+
+
+def _out_of_reach(model: nn.Module) -> bool:
+    # Told by the weights, for the wrapper may stand around the model, as in Lightning. The marks are those that FSDP1 and
+    # DeepSpeed (`is_zero_param`) go by themselves.
+    return any(hasattr(p, "ds_id") or getattr(p, "_fsdp_flattened", False) for p in model.parameters())
 
 
 def _groups(part: Any) -> list[Any]:

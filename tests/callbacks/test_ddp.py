@@ -250,7 +250,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(ranks, processes, name
         if processes == 2 or RESUMED[name]:
             assert part["weights"]
             assert part["known"]
-        assert part["apart"] < 1e-4  # of three, DDP adds up gradients in another order in its first step
+        assert part["apart"] < 1e-6  # of three, DDP adds up gradients in another order in its first step
 
 
 # --- one process fails ------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_what_cannot_be_done_with_a_sharded_model_is_said(both):
     for found in both("looped refused"):
         assert found["edit"].startswith("InterpError: `model` expects whole weights, and those of this one are shared out")
         assert found[len(DEFAULT_MEASURES)] == N
-        assert "`FullyShardedDataParallel` does not allow a pass of the library's own" in found[len(boring.ALL)]
+        assert "has sharded allows no pass of the library's own" in found[len(boring.ALL)]
 
 
 @pytest.mark.parametrize(("processes", "penalty"), every(PENALTIES))

@@ -142,7 +142,7 @@ def refused():
     found = {"edit": outcome(lambda: edit(net, "encoder.2", GRASS, [default_collate([0])]))}
     one = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"))
     for measures in (DEFAULT_MEASURES, ALL):
-        monitor = Monitor(one, [MOO, GRASS], measures=measures, **WATCH)
+        monitor = Monitor(one.module, [MOO, GRASS], measures=measures, **WATCH)  # as in Lightning, within the wrapper
         for batch in batches(VAL, 2, SIZE):
             with torch.no_grad(), monitor.watching(batch):
                 one(batch["x"])
