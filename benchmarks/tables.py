@@ -15,7 +15,17 @@ from shortcuts.methods import METHODS
 from shortcuts.report import at, chosen, hospitals, select, spread, table
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs" / name for name in ("measured.md", "scaling.md"))]
+PAGES = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md"))]
+CARDS = [
+    "ContributionPenalty", "InvariancePenalty", "IndependencePenalty", "GradientPenalty", "BalancedReweighting", "GroupDRO",
+    "EraseConfounder",
+]  # fmt: skip
+TASKS = {
+    "suppression": "digits on grass, 95 %",
+    "suppression 0.99": "digits on grass, 99 %",
+    "suppression coloured": "coloured MNIST",
+    "suppression decoy": "decoy-MNIST",
+}
 # What a user has, the method, and its row in the table of costs.
 CHOICE = [
     ("nothing (the plain net)", "plain", None),
@@ -67,6 +77,24 @@ def suppression() -> dict[str, str]:
     settings |= {" caltech": ("caltech", 941), " adult": ("adult", 3_600), " reviews": ("reviews", 5_000)}
     tables = {f"suppression{name}": table(rows, *setting) for name, setting in settings.items()}
     return {**tables, "suppression heart": hospitals(rows)}
+
+
+def cards(tables: dict[str, str]) -> dict[str, str]:
+    """What each method's card shows: its lines of the tables of suppression, between the plain net and the ceiling."""
+    heads = ["task", "method", "knob", "accuracy", "worst group", "do", "share"]
+    out = {}
+    for card in CARDS:
+        lines = []
+        for name, task in TASKS.items():
+            rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.get(name, "").splitlines()[2:]]
+            mine = [row for row in rows if card in row[0] and "not selected" not in row[0]]
+            around = {row[0]: row for row in rows if row[0] in ("plain", "ceiling")}
+            if mine:
+                shown = [around["plain"], *mine, around["ceiling"]]
+                lines += [f"| {' | '.join([task, *row[:6]])} |" for row in shown]
+        if lines:
+            out[f"card {card}"] = "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
+    return out
 
 
 def choice() -> str:
@@ -139,8 +167,24 @@ def discovery() -> dict[str, str]:
     return {"discovery": features_table(rows), "discovery nets": nets_table(rows)}
 
 
+def truth() -> dict[str, str]:
+    """The measures against the true effect."""
+    from measures.report import tables
+
+    return tables(read("truth"))
+
+
+def peers() -> dict[str, str]:
+    """What sensitivity and erasure cost beside those of other packages."""
+    from peers import erasure_table, sensitivity_table
+
+    rows = read("peers")
+    return {"peers sensitivity": sensitivity_table(rows), "peers erasure": erasure_table(rows)}
+
+
 def main() -> None:
     """Put each table between its markers."""
+    suppressed = suppression()
     tables = {
         "coverage": coverage(),
         "fidelity": printed("fidelity"),
@@ -153,8 +197,11 @@ def main() -> None:
         "choice": choice(),
         "real": real(),
         "cost": printed("cost"),
-        **suppression(),
+        **suppressed,
+        **cards(suppressed),
         **discovery(),
+        **truth(),
+        **peers(),
     }
     placed = set()
     for page in PAGES:

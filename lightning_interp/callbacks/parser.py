@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from lightning_interp.errors import InterpError, nearest
 
+__all__ = ["NearestNameParser"]
+
 try:
     from lightning.pytorch.cli import LightningArgumentParser
 except ImportError:  # the other name of the same package

@@ -19,6 +19,7 @@ from lightning_interp.functional.moments import Moments
 
 DEPENDENT = 1e-10  # relative singular value under which columns of Σ_hz count as dependent, or as zero
 ROUNDING = 1e-14  # of the mean activation: a covariance with z below it is none
+CONDITIONED = 1e-9  # least pivot, in units of the largest variance, at which Cholesky's factor is as good as eigenvalues
 TOLD_APART = 1e-8  # share of the variance that the given variables must leave
 
 
@@ -159,10 +160,15 @@ def _basis(hz: Tensor, least: float) -> Tensor:
 
 
 def _solve(a: Tensor, b: Tensor, definite: bool) -> Tensor:
-    if definite:
-        factor, info = torch.linalg.cholesky_ex(a)
-        if not int(info):
-            return torch.cholesky_solve(b, factor)
+    live = a.diagonal() > 0
+    if not bool(live.all()):  # units that never vary, as of a ReLU that is off: nothing is read from them
+        out = torch.zeros_like(b)
+        out[live] = _solve(a[live][:, live], b[live], definite)
+        return out
+    factor, info = torch.linalg.cholesky_ex(a)
+    pivots = factor.diagonal() ** 2
+    if not int(info) and (definite or bool(pivots.min() > CONDITIONED * a.diagonal().max())):
+        return torch.cholesky_solve(b, factor)
     values, vectors = torch.linalg.eigh(a)
     kept = values > values[-1] * len(a) * torch.finfo(a.dtype).eps
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1), 0)

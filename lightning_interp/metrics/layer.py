@@ -13,6 +13,7 @@ from lightning_interp.functional.moments import Moments, coarsen, moments
 from lightning_interp.functional.sampling import uniform
 from lightning_interp.functional.unique import unique_rows
 from lightning_interp.functional.weights import MAX_CELLS
+from lightning_interp.processes import states_of_all
 
 CONTROLS = 5
 BINS = 32
@@ -221,7 +222,7 @@ class LayerStatistics(Metric):
 
     def merged(self) -> LayerSummary | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
-        with self.sync_context():
+        with states_of_all(self, _STATES):
             return self._merged()
 
     def _merged(self) -> LayerSummary | None:

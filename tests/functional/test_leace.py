@@ -77,6 +77,31 @@ def test_equal_to_the_reference_package_on_repeated_rows():
     assert (ours(h) - reference(h, z)(h)).abs().max() > 0.01
 
 
+def by_eigenvalues(hh, hz, mean, h):
+    """The projection with a pseudo-inverse, as Theorem 4.2 has it."""
+    values, vectors = torch.linalg.eigh(hh)
+    kept = values > values[-1] * len(hh) * torch.finfo(hh.dtype).eps
+    whiten = vectors[:, kept] @ torch.diag(values[kept].rsqrt()) @ vectors[:, kept].T
+    back = vectors[:, kept] @ torch.diag(values[kept].sqrt()) @ vectors[:, kept].T
+    u, s, _ = torch.linalg.svd(whiten @ hz, full_matrices=False)
+    u = u[:, s > 1e-9 * s[0]]
+    return h - (h - mean) @ (back @ u @ u.T @ whiten).T
+
+
+@given(SEEDS, st.sampled_from(["full", "copies", "dead", "both", "scales", "few"]))
+def test_equal_to_the_pseudo_inverse_whatever_the_rank(seed, case):
+    h, z = sample(seed, 8 if case == "few" else 200, 12, 2)
+    if case in ("copies", "both"):
+        h[:, 3], h[:, 4] = h[:, 0], h[:, 1] - 2 * h[:, 2]
+    if case in ("dead", "both"):
+        h[:, 7] = 5.0
+    if case == "scales":
+        h = h * torch.logspace(-1, 1, 12, dtype=torch.float64)
+    hh, hz, mean = covariances(h, z)
+    found, scale = leace(hh, hz, mean), h.std(0).clamp_min(1e-9)
+    torch.testing.assert_close(found(h) / scale, by_eigenvalues(hh, hz, mean, h) / scale, rtol=1e-5, atol=1e-4)
+
+
 # --- the theorem ------------------------------------------------------------------------------------------------------
 
 
