@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_interp.functional.erasure import Eraser
 from lightning_interp.functional.probe import RIDGE, ROUNDING, block_r2
 
+FLAT = 1e-13  # of products: what is less of them, once centred, is rounding
 _BLOCK = 512
 
 
@@ -47,14 +48,17 @@ def kernel_probe(products: Tensor, fitted: Tensor, y: Tensor, units: int, ridge:
     """
     to_fitted = products[:, fitted]
     own = to_fitted[fitted]
+    size = own.diagonal().sum()
     middle = own.mean(0)
     own = own - middle - middle.unsqueeze(1) + middle.mean()
     across = to_fitted - middle - to_fitted.mean(1, keepdim=True) + middle.mean()
-    mean = y[fitted].mean(0)
-    alpha = ridge * own.diagonal().sum() / units
+    mean, spread = y[fitted].mean(0), own.diagonal().sum()
+    if spread <= FLAT * size:  # no direction to read
+        return mean.expand(len(y), -1)
+    alpha = ridge * spread / units
     own.diagonal().add_(alpha.clamp_min(1e-300))
     factor, info = torch.linalg.cholesky_ex(own)
-    if int(info):  # no direction to read
+    if int(info):
         return mean.expand(len(y), -1)
     return mean + across @ torch.cholesky_solve(y[fitted] - mean, factor)
 
@@ -88,5 +92,7 @@ def kernel_collateral(
     for e in erasers:
         a, b = centred @ e.read, centred @ e.write.T  # write's rows are orthonormal
         both = a @ b.T
-        after.append(read(products - both - both.T + a @ a.T))
+        left = products - both - both.T + a @ a.T
+        nothing = left.diagonal().sum() <= FLAT * products.diagonal().sum()
+        after.append(read(torch.zeros_like(left) if nothing else left))
     return before, torch.stack(after) if after else before.new_zeros(0, len(blocks))
