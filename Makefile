@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: env demo test test-all lint bench bench-quick clean
+# The site opens from its folder, offline; a warning is an error.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: env demo docs test test-all lint audit bench bench-quick clean
 
 env: $(READY)
 
@@ -14,7 +17,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: env
-	$(BIN)/python examples/grassy_digits.py $(ARGS)
+	$(BIN)/python -m lightning_interp.cli demo $(ARGS)
+
+docs: env
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --doctest-modules lightning_interp tests
@@ -27,10 +33,14 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: env
+	$(BIN)/python .ci/audit
+
 bench: env
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/mediation.py
+	$(BIN)/python benchmarks/suppression.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/truth.py
@@ -43,4 +53,4 @@ bench-quick: env
 	$(BIN)/python benchmarks/peers.py --quick
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ The labels are noise too: what an event costs does not depend on what it finds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class Scene(NamedTuple):
         layers: where.
         output: the module whose output is explained.
         inputs: key of the network's input in a batch.
+        target: key of the task's label.
     """
 
     model: Callable[[], LightningModule]
@@ -39,6 +41,7 @@ class Scene(NamedTuple):
     layers: Sequence[str]
     output: str
     inputs: str
+    target: str
 
 
 class Noise(Dataset):
@@ -148,32 +151,32 @@ class Encoder(nn.Module):
 def mlp() -> Classifier:
     """Four hidden layers of 512."""
     widths = [784, 512, 512, 512, 512]
-    body = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:])))
+    body = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)))
     return Classifier(body, 512)
 
 
 def _scene(model: Callable[[], LightningModule], layers: Sequence[str], batch: int, train: Noise, val: Noise) -> Scene:
     loaders = DataLoader(train, batch, shuffle=True), DataLoader(val, batch)
-    return Scene(model, *loaders, ten_variables(), layers, "head", "x")
+    return Scene(model, *loaders, ten_variables(), layers, "head", "x", "v0")
 
 
 def resnet_scene() -> Scene:
     """ResNet-18 on 64 × 64 pixels."""
     layers = [f"body.stage{i}" for i in range(1, 5)]
-    return _scene(resnet18, layers, 64, Noise(128, (3, 64, 64)), Noise(512, (3, 64, 64)))
+    return _scene(resnet18, layers, 64, Noise(1024, (3, 64, 64)), Noise(512, (3, 64, 64)))
 
 
 def transformer_scene() -> Scene:
     """Six layers of width 256 on 64 tokens."""
     layers = [f"body.blocks.{i}" for i in (0, 2, 4, 5)]
     sizes = (64,), 1000
-    return _scene(lambda: Classifier(Encoder(6, 256, 64, 1000), 256), layers, 64, Noise(128, *sizes), Noise(512, *sizes))
+    return _scene(lambda: Classifier(Encoder(6, 256, 64, 1000), 256), layers, 64, Noise(512, *sizes), Noise(256, *sizes))
 
 
 def mlp_scene() -> Scene:
     """784 inputs, four layers of 512."""
     layers = [f"body.{i}" for i in range(4)]
-    return _scene(mlp, layers, 128, Noise(4096, (784,)), Noise(4096, (784,)))
+    return _scene(mlp, layers, 128, Noise(16384, (784,)), Noise(4096, (784,)))
 
 
 def demo_scene() -> Scene:
@@ -181,7 +184,7 @@ def demo_scene() -> Scene:
     data = GrassyDigitsData()
     variables = [Concept("digit"), Confounder("grass")]
     loaders = data.train_dataloader(), data.val_dataloader()
-    return Scene(GrassyDigitsModel, *loaders, variables, ["encoder.conv*"], "head", "image")
+    return Scene(GrassyDigitsModel, *loaders, variables, ["encoder.conv*"], "head", "image", "label")
 
 
 SCENES = {"demo": demo_scene, "resnet": resnet_scene, "transformer": transformer_scene, "mlp": mlp_scene}

@@ -11,6 +11,8 @@ from typing import Any
 from lightning_interp import __version__
 from lightning_interp.events import HIDDEN_FACTOR, Event
 
+__all__ = ["certificate", "write_certificate"]
+
 FORMAT = 1
 
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+__all__ = ["EditRefusedError", "InterpError", "InterpWarning", "LabelError", "LayerError", "ProbeSetError", "VariableError"]
+
 _NUMBER = re.compile(r"(?<![\w'.])\d+(\.\d+)?(?![\w'.])")  # not in a name
 
 
@@ -37,6 +39,14 @@ class ProbeSetError(InterpError):
     def __init__(self, text: str, skipped: int = 0) -> None:
         super().__init__(text)
         self.skipped = skipped
+
+
+class ProcessFailedError(InterpError):
+    """One of several processes failed, and so all did: the text says which, and with what."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone, or did not come in time: nothing can be agreed on any more."""
 
 
 class EditRefusedError(InterpError):

@@ -10,7 +10,8 @@ import torch
 from shortcuts.tasks import NOISE, mnist
 from torch import Tensor
 
-from lightning_interp.demo import ROWS, SIZE, GrassyDigits, composite, originals
+from lightning_interp.demo import GrassyDigits, composite, originals
+from lightning_interp.demo.digits import ROWS, SIZE
 
 Fields = dict[str, Tensor]
 HIDDEN_AGREES = 0.8  # in a probe set, with the confounder: a correlation of .6

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_interp.demo import DIGITS, SIZE, SmallCNN, composite, originals
+from lightning_interp.demo import SmallCNN, composite, originals
+from lightning_interp.demo.digits import DIGITS, SIZE
 
 MARKS = 10
 USE = np.array([2.0, -2.0, 1.5, -1.5, 1.0, -1.0, 0.7, -0.7, 0.5, -0.5])  # of a mark for the label, in logits

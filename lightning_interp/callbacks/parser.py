@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from lightning_interp.errors import InterpError, nearest
+
+__all__ = ["NearestNameParser"]
 
 try:
     from lightning.pytorch.cli import LightningArgumentParser
@@ -65,7 +67,5 @@ def _meant(message: str) -> Iterator[str]:
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
+    # jsonargparse has imported what the user wrote; what is not there now is not looked for.
+    return sys.modules.get(name)

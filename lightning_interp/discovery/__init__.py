@@ -7,3 +7,13 @@ from lightning_interp.discovery.discovery import Discovery as Discovery
 from lightning_interp.discovery.features import Feature as Feature
 from lightning_interp.discovery.features import FeatureEvent as FeatureEvent
 from lightning_interp.discovery.promotion import FeatureLabel as FeatureLabel
+
+__all__ = [
+    "Dictionary",
+    "Discovery",
+    "Feature",
+    "FeatureEvent",
+    "FeatureLabel",
+    "SplitDictionary",
+    "TopKDictionary",
+]

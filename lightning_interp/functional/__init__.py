@@ -12,3 +12,18 @@ from lightning_interp.functional import moments as moments
 from lightning_interp.functional import probe as probe
 from lightning_interp.functional import sensitivity as sensitivity
 from lightning_interp.functional import shares as shares
+
+__all__ = [
+    "contribution",
+    "dependence",
+    "direction",
+    "entanglement",
+    "erasure",
+    "groups",
+    "intervention",
+    "mediation",
+    "moments",
+    "probe",
+    "sensitivity",
+    "shares",
+]

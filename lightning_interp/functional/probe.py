@@ -124,9 +124,8 @@ def block_r2(missed: Tensor, total: Tensor, blocks: Sequence[slice]) -> Tensor:
     Returns:
         `[len(blocks)]` or `[len(blocks), r]`; NaN where the total is not positive.
     """
-    width = torch.tensor([b.stop - b.start for b in blocks])
-    columns = torch.cat([torch.arange(b.start, b.stop) for b in blocks]).to(missed.device)
-    block = torch.arange(len(blocks)).repeat_interleave(width).to(missed.device)
+    places = [(i, column) for i, b in enumerate(blocks) for column in range(b.start, b.stop)]
+    block, columns = torch.tensor(places, dtype=torch.int64, device=missed.device).reshape(-1, 2).unbind(1)
     zero = missed.new_zeros(len(blocks), *missed.shape[1:])
     left, whole = (zero.index_add(0, block, part[columns]) for part in (missed, total))
     return torch.where(whole > 0, 1 - left / whole, torch.nan)

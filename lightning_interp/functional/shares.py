@@ -91,6 +91,7 @@ def relative_weights(s: Spread, blocks: Sequence[slice]) -> list[float]:
     if s.total <= 0 or not blocks:
         return [0.0] * len(blocks)
     sd = s.zz.diagonal().sqrt()
+    sd = torch.where(sd > 0, sd, 1)  # what does not vary explains nothing
     values, vectors = torch.linalg.eigh(s.zz / sd.outer(sd))
     values = values.clamp_min(0)
     root = vectors @ torch.diag(values.sqrt()) @ vectors.T  # loadings of z on its orthogonal counterpart

@@ -15,3 +15,21 @@ from lightning_interp.penalties.reweighting import BalancedReweighting as Balanc
 from lightning_interp.penalties.reweighting import balanced_loss as balanced_loss
 from lightning_interp.penalties.step import Penalty as Penalty
 from lightning_interp.penalties.step import Step as Step
+
+__all__ = [
+    "BalancedReweighting",
+    "ContributionPenalty",
+    "GradientPenalty",
+    "GroupDRO",
+    "IndependencePenalty",
+    "InvariancePenalty",
+    "Penalty",
+    "Step",
+    "Sum",
+    "balanced_loss",
+    "contribution_penalty",
+    "correlation_penalty",
+    "gradient_penalty",
+    "hsic_penalty",
+    "invariance_penalty",
+]

@@ -16,3 +16,18 @@ from lightning_interp.report.page import write_report as write_report
 from lightning_interp.report.penalties import penalties as penalties
 from lightning_interp.report.run import Run as Run
 from lightning_interp.report.verdict import verdict as verdict
+
+__all__ = [
+    "Figure",
+    "Run",
+    "contributions",
+    "effects",
+    "equation",
+    "features",
+    "groups",
+    "heatmap",
+    "penalties",
+    "read_log_directory",
+    "verdict",
+    "write_report",
+]

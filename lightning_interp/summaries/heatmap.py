@@ -51,8 +51,8 @@ class Heatmap:
         axes = figure.add_axes((label / width, 0.5 / height, 1 - (label + 0.2) / width, 1 - 0.9 / height))
         axes.set_xlim(-0.5, len(variables) - 0.5)
         axes.set_ylim(len(layers) - 0.5, -0.5)
-        axes.set_xticks(range(len(variables)), variables)
-        axes.set_yticks(range(len(layers)), layers)
+        axes.set_xticks(range(len(variables)), variables, parse_math=False)  # a name with dollars is no formula
+        axes.set_yticks(range(len(layers)), layers, parse_math=False)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)  # half of each line would lie under the cells
         axes.set_title("decodability, R²", fontsize=9)

@@ -163,7 +163,8 @@ def test_a_penalty_from_the_first_step_has_no_before():
 
 def test_a_penalty_that_never_acted_has_no_after():
     s = suppress(start_epoch=5)
-    fit(monitor(), s)
+    with pytest.warns(InterpWarning, match="never acts"):
+        fit(monitor(), s)
     assert s.certificate["after"] is None
     assert s.certificate["before"]["epoch"] == 1
     assert s.certificate["notes"][:2] == ["the penalty never acted", "nothing was measured after it acted"]

@@ -342,7 +342,8 @@ def test_the_schedule_is_that_by_hand(start, ramp):
 
 def test_nothing_happens_before_the_start(plain):
     s = suppress(start_epoch=2, ramp_epochs=1)
-    run, found = fit(s)
+    with pytest.warns(InterpWarning, match=r"`start_epoch=2`: this Trainer stops after 2 epochs .* 'grass' never acts\."):
+        run, found = fit(s)
     assert torch.equal(weights(found), plain())
     assert not [k for k in run.callback_metrics if k.startswith("penalty")]
     memory = Memory()

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lightning_interp.errors import VariableError
-from lightning_interp.functional.erasure import balanced, balanced_leace, erased, leace, natural, net, partial_leace
+from lightning_interp.functional.erasure import (
+    balanced,
+    balanced_leace,
+    erased,
+    leace,
+    natural,
+    net,
+    partial_leace,
+    random_leace,
+)
 from lightning_interp.functional.moments import moments
 
 SEEDS = st.integers(0, 2**31)
@@ -342,3 +351,12 @@ def test_moments_of_the_erased_are_those_of_the_erased_rows(seed):
     wanted = moments(eraser(h), z[:, 3:], cell[:, None] + 1, len(codes) + 1)
     for one, other in zip(erased(m, eraser), wanted):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.3113, 1e9])
+def test_of_a_layer_that_is_constant_there_is_nothing_to_erase(value):
+    h, z = torch.full((19, 3), value).double(), (torch.arange(19) % 2).double().unsqueeze(1)
+    rounded = torch.full((3, 1), 1e-17 * value).double()  # what is left of a mean's last digit
+    for hz in (rounded, (h - h.mean(0)).T @ (z - z.mean()) / 19):
+        assert leace(torch.zeros(3, 3).double(), hz, h[0]).rank == 0
+    assert random_leace(torch.zeros(3, 3).double(), h[0], h, 2, torch.Generator().manual_seed(0)).rank == 0

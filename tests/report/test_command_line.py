@@ -8,6 +8,7 @@ import pytest
 from histories import history
 from test_log_directory import write
 
+from lightning_interp import __version__
 from lightning_interp.cli import main
 
 
@@ -79,3 +80,16 @@ def test_a_wrong_command_exits_with_2(arguments, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert "usage: lightning-interp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "says"), [("demo", "--agreement P"), ("explain", "--config FILE")])
+def test_the_help_of_the_other_commands(command, says, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([command, "--help"])
+    assert says in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lightning-interp {__version__}\n"
