@@ -38,6 +38,7 @@ from lightning_interp.functional.moments import moments
 RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
 VERSION, PAIRS, N, BATCH, SET = 1, 3, 1_000, 125, 100
 ROWS, WIDTHS = 10_000, (64, 256, 512, 1024, 2048)
+OURS = ("ours", "ours, flattened", "ours, by examples")
 KEYS = {"output": "head", "target": "label", "inputs": "image"}
 
 
@@ -72,10 +73,10 @@ def split(fields: dict[str, Tensor], j: int, most: int | None = None) -> tuple[T
     return tuple(fields["image"][fields[f"mark{j}"] == value][:most] for value in (1, 0))
 
 
-def by_labels(net: nn.Module, layers: Sequence[str], fields: dict[str, Tensor]) -> np.ndarray:
+def by_labels(net: nn.Module, layers: Sequence[str], fields: dict[str, Tensor], pooling: str = "mean") -> np.ndarray:
     """Our sensitivity `[layers, concepts]`, every image with all its labels."""
-    variables = [interp.Concept(f"mark{j}", kind="binary") for j in range(MARKS)]
-    event = interp.explain(net, batches(fields), variables, layers, measures=["sensitivity"], progress=False, **KEYS)
+    variables, how = [interp.Concept(f"mark{j}", kind="binary") for j in range(MARKS)], {"pooling": pooling, "progress": False}
+    event = interp.explain(net, batches(fields), variables, layers, measures=["sensitivity"], **how, **KEYS)
     return np.array([[event.sensitivity[layer][v.name][""].value for v in variables] for layer in layers])
 
 
@@ -142,7 +143,8 @@ def sensitivity(kind: str, pairs: int) -> dict:
     net, layers, fields = trained(kind), LAYERS[kind], images(N, "test", 1)
     do = effects(net, fields)
     works = {
-        "ours, by labels": lambda: by_labels(net, layers, fields),
+        "ours": lambda: by_labels(net, layers, fields),
+        "ours, flattened": lambda: by_labels(net, layers, fields, "flatten"),
         "ours, by examples": lambda: by_examples(net, layers, fields),
         "captum TCAV": lambda: by_captum(net, layers, fields),
         f"captum TCAV, sets of {SET}": lambda: by_captum(net, layers, fields, SET),
@@ -207,20 +209,19 @@ def sensitivity_table(rows: list[dict]) -> str:
         "net",
         "contender",
         "CPU ms",
-        "time over ours, by labels",
-        "over ours, by examples",
+        *(f"over {own}" for own in OURS),
         "signs as do",
-        "signs as ours",
+        "signs as ours, flattened",
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (r for r in rows if r["what"] == "sensitivity"):
         do = np.sign(row["do"])
         for name, spent in row["seconds"].items():
             cells = [row["net"], name, f"{1e3 * statistics.median(spent):.0f}"]
-            cells += [ratio(row, name, own) for own in ("ours, by labels", "ours, by examples")]
+            cells += [ratio(row, name, own) for own in OURS]
             signs = np.array(row["signs"].get(name, np.nan))
             known = signs.ndim > 0
-            base = np.array(row["signs"]["ours, by examples"])
+            base = np.array(row["signs"]["ours, flattened"])
             cells += [f"{int((signs == other).sum())} of {signs.size}" if known else "–" for other in (do, base)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""

@@ -186,9 +186,9 @@ class Erasure(NearestArgument):
         if not 0 <= ridge < math.inf:
             raise InterpError(f"`ridge` expects 0 or more, got {ridge!r}.")
         self._pooling = Pooling(pooling)
-        if not self._pooling.liftable:
+        if self._pooling.mode not in MODES:
             raise LayerError(
-                f"`pooling={pooling!r}` expects one of {', '.join(MODES)}: what a function has pooled cannot be written back."
+                f"`pooling={pooling!r}` expects one of {', '.join(MODES)}: what is pooled otherwise cannot be written back."
             )
         self.layer = layer
         self.start_rows, self.memory_rows, self.every_n_steps, self.ridge = start_rows, memory_rows, every_n_steps, ridge

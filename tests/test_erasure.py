@@ -457,6 +457,7 @@ def test_an_activation_that_cannot_be_erased_is_named(wrap, text):
     [
         ({"layer": "encoder"}, LayerError, "`layer='encoder'` is no submodule of Sequential"),
         ({"pooling": "callbacks.boring:first_column"}, LayerError, "cannot be written back"),
+        ({"pooling": "flatten"}, LayerError, "cannot be written back"),
         ({"pooling": "maen"}, LayerError, "Did you mean 'mean'"),
         ({"start_rows": 0}, InterpError, "expect 1 or more, got 0, "),
         ({"memory_rows": 0}, InterpError, "expect 1 or more"),

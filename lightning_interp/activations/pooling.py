@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_interp.batches import load_function
 from lightning_interp.errors import LayerError, nearest
 
-MODES = ("mean", "first", "last", "masked_mean")
+MODES = ("mean", "first", "last", "masked_mean")  # the same at every place: what they find can be written into weights
+POOLINGS = (*MODES, "flatten")
 CHANNELS_FIRST_3D = (
     nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d,
     nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
@@ -78,8 +79,9 @@ class Pooling:
     averaged over space, as is the `[n, c, l]` of a one-dimensional convolution.
 
     Args:
-        mode: "mean", "first", "last", "masked_mean" (over the tokens that the batch's `attention_mask` keeps), a function
-            `activation -> [n, d]`, or `"pkg.mod:function"`.
+        mode: "mean", "first", "last", "masked_mean" (over the tokens that the batch's `attention_mask` keeps), "flatten" (every
+            place and channel a unit of its own, for measuring: a mean over space cannot tell what is always at one place from
+            the same thing elsewhere), a function `activation -> [n, d]`, or `"pkg.mod:function"`.
 
     Raises:
         LayerError: the mode is none of these.
@@ -92,8 +94,9 @@ class Pooling:
             self._function = mode
         elif ":" in mode:
             self._function = load_function(mode, "pooling")
-        elif mode not in MODES:
-            raise LayerError(f"`pooling={mode!r}` is none of {', '.join(MODES)} or 'pkg.mod:function'.{nearest(mode, MODES)}")
+        elif mode not in POOLINGS:
+            known = ", ".join(POOLINGS)
+            raise LayerError(f"`pooling={mode!r}` is none of {known} or 'pkg.mod:function'.{nearest(mode, POOLINGS)}")
 
     @property
     def liftable(self) -> bool:
@@ -118,6 +121,8 @@ class Pooling:
             return self._called(a)
         if a.ndim == 2:
             return a.clone()
+        if self.mode == "flatten" and a.ndim > 2:
+            return _wide(a).flatten(1).clone()
         if a.ndim == 3 and not isinstance(module, CHANNELS_FIRST_3D):
             if self.mode == "mean":
                 return _wide(a).mean(1)
@@ -138,6 +143,8 @@ class Pooling:
         e = e.to(a.dtype)
         if a.ndim == 2:
             return e
+        if self.mode == "flatten":
+            return e.reshape(a.shape)
         if a.ndim == 3 and not isinstance(module, CHANNELS_FIRST_3D):
             here = (self._token_weights(a, mask) > 0).to(a.dtype)
             return e.unsqueeze(1) * here.unsqueeze(2)

@@ -51,7 +51,8 @@ class ConceptMonitor(ProbingCallback[Monitor]):
             "intervention", which take passes of their own.
         weights: "balanced": every cell of the variables counts the same, where the cells allow it; or "natural".
         interactions: whether two-way products of variables are split from what is unexplained.
-        pooling: how a layer's activation becomes one vector per sample: "mean", "first", "last", "masked_mean", or a function.
+        pooling: how a layer's activation becomes one vector per sample: "mean", "first", "last", "masked_mean", "flatten"
+            (tells places apart), or a function.
         max_samples: rows kept as single samples; the length of the training window; inputs kept for own passes.
         dataloader_idx: which validation loader, where there are several.
         cluster: where the id of the source sits that several samples share; intervals then allow for it.

@@ -88,9 +88,9 @@ class Case:
         self.cluster, self.sample_id, self.seed = cluster, sample_id, seed
         self.weights = "balanced"
         self.pooling = Pooling(pooling)
-        if not self.pooling.liftable:
+        if self.pooling.mode not in MODES:
             raise LayerError(
-                f"`pooling={pooling!r}` expects one of {', '.join(MODES)}: what a function has pooled cannot be written back."
+                f"`pooling={pooling!r}` expects one of {', '.join(MODES)}: what is pooled otherwise cannot be written back."
             )
         again = isinstance(data, (DataLoader, Dataset, list, tuple))
         self.data = data if again else list(probe_loader(data))

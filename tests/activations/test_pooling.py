@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_interp import Concept, Confounder, explain
 from lightning_interp.activations.pooling import MODES, Pooling
 from lightning_interp.errors import InterpError, LayerError
 
@@ -124,7 +125,7 @@ def test_a_function_or_its_path_pools(mode):
 
 @pytest.mark.parametrize(("mode", "near"), [("men", "mean"), ("max", ""), ("frist", "first"), ("masked-mean", "masked_mean")])
 def test_an_unknown_mode_names_the_nearest(mode, near):
-    with pytest.raises(LayerError, match=f"`pooling='{mode}'` is none of mean, first, last, masked_mean or .*{near}"):
+    with pytest.raises(LayerError, match=f"`pooling='{mode}'` is none of mean, first, last, masked_mean, flatten or .*{near}"):
         Pooling(mode)
 
 
@@ -185,3 +186,58 @@ def test_a_step_leaves_masked_tokens_alone(mode):
     step = Pooling(mode).lift(torch.ones(N, D), random(N, T, D), None, MASK)
     assert (step[MASK == 0] == 0).all()
     assert (step != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(N, D), (N, T, D), (N, D, 2, 3), (N, D, 2, 3, 2)])
+def test_flattening_and_back_is_every_number_at_its_place(shape):
+    a, pooling = random(*shape), Pooling("flatten")
+    pooled = pooling.pool(a, nn.Conv2d(1, 1, 1))
+    assert torch.equal(pooled, a.flatten(1))
+    assert torch.equal(pooling.lift(pooled, a), a)
+    pooled.zero_()
+    assert bool((a != 0).all())  # no view
+
+
+class Spatial(nn.Module):
+    """A convolution, its flattened output as a layer of its own, and more layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.flat = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh()), nn.Flatten()
+        self.head = nn.Sequential(nn.Linear(2 * 16, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.flat(self.conv(image)))
+
+
+def test_flattened_a_layer_measures_as_its_flattened_output_does():
+    torch.manual_seed(0)
+    x = torch.randn(200, 1, 4, 4)
+    batch = {"image": x, "moo": (x[:, 0, 0, 0] > 0).long(), "grass": (x[:, 0, 3, 3] > 0).long()}
+    variables = [Concept("moo"), Confounder("grass")]
+    measures = ["decodability", "sensitivity", "mediation", "entanglement"]
+    found = explain(Spatial(), [batch], variables, ["conv", "flat"], inputs="image", measures=measures, pooling="flatten")
+    for measure in (found.decodability, found.sensitivity, found.mediation, found.entanglement):
+        assert measure["conv"] == measure["flat"]
+
+
+def test_a_mean_over_space_cannot_tell_places_apart_and_flattening_can():
+    net = Spatial()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+        net.conv[0].weight[0, 0, 1, 1] = 1.0  # the identity
+        net.head[0].weight[0, 0], net.head[0].weight[0, 15] = 1.0, -1.0  # one corner for, the other against
+        net.head[2].weight[1, 0] = 1.0
+    g = torch.Generator().manual_seed(0)
+    there = torch.randint(2, (400, 2), generator=g)
+    x = torch.zeros(400, 1, 4, 4)
+    x[:, 0, 0, 0], x[:, 0, 3, 3] = there[:, 0].float(), there[:, 1].float()
+    batch, variables = {"image": x, "for": there[:, 0], "against": there[:, 1]}, [Concept("for"), Concept("against")]
+    values = {}
+    for pooling in ("mean", "flatten"):
+        event = explain(net, [batch], variables, ["conv"], inputs="image", measures=["sensitivity"], pooling=pooling)
+        values[pooling] = [event.sensitivity["conv"][v.name][""].value for v in variables]
+    assert values["flatten"][0] > 0.1
+    assert values["flatten"][1] < -0.1
+    assert max(map(abs, values["mean"])) < 0.05

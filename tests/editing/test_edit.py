@@ -456,6 +456,7 @@ def test_several_readers_that_are_all_linear():
         ({"max_collateral": -1}, InterpError, r"`max_collateral` expects 0 or more, got -1"),
         ({"ridge": float("inf")}, InterpError, r"`ridge` expects 0 or more, got inf"),
         ({"pooling": "mode"}, LayerError, r"`pooling='mode'` is none of"),
+        ({"pooling": "flatten"}, LayerError, "cannot be written back"),
         ({"pooling": "nets:first_token"}, LayerError, r"`pooling='nets:first_token'` expects one of"),
         ({"data": []}, ProbeSetError, r"`data` holds no batch"),
         ({"data": 3}, ProbeSetError, r"`data` expects a DataLoader"),
