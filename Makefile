@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # The site opens from its folder, offline; a warning is an error.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: env demo docs test test-all lint bench bench-quick clean
+.PHONY: env demo docs test test-all lint audit bench bench-quick clean
 
 env: $(READY)
 
@@ -33,16 +33,24 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: env
+	$(BIN)/python .ci/audit
+
 bench: env
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/mediation.py
+	$(BIN)/python benchmarks/suppression.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/truth.py
+	$(BIN)/python benchmarks/peers.py
 
 bench-quick: env
 	$(BIN)/python benchmarks/fidelity.py --quick
 	$(BIN)/python benchmarks/scaling.py --quick
+	$(BIN)/python benchmarks/truth.py --quick
+	$(BIN)/python benchmarks/peers.py --quick
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

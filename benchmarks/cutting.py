@@ -35,12 +35,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
+from shortcuts import dfr
 from shortcuts.methods import KEYS, balanced
 from shortcuts.runs import measured, outputs, quiet_trainer
 from shortcuts.tasks import Coloured, Demo, Fields, Task, loader, mnist_file
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import lightning_interp as interp
@@ -54,8 +53,6 @@ LAYERS = {  # the first feeds the head
     "demo": ("encoder.flatten", "encoder.conv4", "encoder.conv4.0"),
     "coloured": ("encoder.5", "encoder.4", "encoder.3"),
 }
-COSTS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # C of the logistic regression, as in the paper
-SUBSETS = 20
 COLUMNS = ("accuracy", "worst", "do", "share", "off", "time")
 
 
@@ -91,51 +88,8 @@ def cut(task: Task, net: nn.Module, name: str, seed: int) -> Callable[[torch.Ten
         plain.head.register_forward_pre_hook(lambda m, args: pointwise(args[0], eraser, 1))
         return lambda images: outputs(plain, images)
     if name == "DFR":
-        retrain(task, net, held_out, seed)
+        dfr.retrain(task, net, held_out, seed)
     return None
-
-
-def features(net: nn.Module, fields: Fields) -> np.ndarray:
-    """What the head is given, `[n, d]`."""
-    found: list[torch.Tensor] = []
-    handle = net.head.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    outputs(net, fields["image"])
-    handle.remove()
-    return torch.cat(found).numpy()
-
-
-def retrain(task: Task, net: nn.Module, fields: Fields, seed: int) -> None:
-    """Deep Feature Reweighting: a new head, from balanced held-out rows."""
-    h = features(net, fields)
-    label, group = fields["label"].numpy(), (2 * fields["label"] + fields[task.confounder.name]).numpy()
-    rng = np.random.default_rng(seed)
-    source = np.arange(len(h)) if task.cluster is None else fields[task.cluster].numpy()
-    sources = np.unique(source)
-    first = np.isin(source, rng.permutation(sources)[: len(sources) // 2])  # no digit in both halves
-
-    def subset(rows: np.ndarray) -> np.ndarray:
-        least = min((group[rows] == g).sum() for g in range(4))
-        return np.concatenate([rng.choice(rows[group[rows] == g], least, replace=False) for g in range(4)])
-
-    def fitted(rows: np.ndarray, c: float) -> tuple[np.ndarray, float]:
-        mean, sd = h[rows].mean(0), h[rows].std(0) + 1e-8
-        found = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", random_state=seed).fit(
-            (h[rows] - mean) / sd, label[rows]
-        )
-        w = found.coef_[0] / sd
-        return w, float(found.intercept_[0] - w @ mean)
-
-    def worst(model: tuple[np.ndarray, float], rows: np.ndarray) -> float:
-        right = (h[rows] @ model[0] + model[1] > 0) == label[rows]
-        return min(right[group[rows] == g].mean() for g in range(4))
-
-    here, there = np.flatnonzero(first), np.flatnonzero(~first)
-    c = max(COSTS, key=lambda c: worst(fitted(subset(here), c), there))
-    models = [fitted(subset(np.arange(len(h))), c) for _ in range(SUBSETS)]
-    w, b = (np.mean([m[i] for m in models], 0) for i in (0, 1))
-    with torch.no_grad():  # the margin is w·h + b
-        net.head.weight.copy_(torch.from_numpy(np.stack([-w / 2, w / 2])))
-        net.head.bias.copy_(torch.tensor([-b / 2, b / 2]))
 
 
 def seconds_of_a_pass(net: nn.Module, fields: Fields) -> float:

@@ -37,13 +37,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from shortcuts.jtt import repeated
 from shortcuts.methods import BATCH, KEYS
 from shortcuts.report import spread
 from shortcuts.runs import measured, quiet_trainer
 from shortcuts.tasks import Coloured, Demo, Fields, Task, loader, mnist_file
 from sklearn.decomposition import NMF, PCA, FastICA
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 
 import lightning_interp as interp
 from lightning_interp import penalties
@@ -201,15 +202,10 @@ def edited(task: Task, net: nn.Module, confounder: interp.Confounder, val: Field
 
 def just_train_twice(task: Task, seed: int, epochs: int, weight: int) -> nn.Module:
     """Liu et al. 2021: the errors of a first net, trained a little, are repeated in the data of the second."""
-    fields = task.fields("train", seed)
     first = fit(task, seed, [], training(task, seed), epochs=min(epochs, task.epochs))
-    with torch.no_grad():
-        wrong = torch.cat([first(part).argmax(1) for part in fields["image"].split(512)]) != fields["label"]
-    errors = {name: values[wrong] for name, values in fields.items()}
-    more = [loader(errors, BATCH).dataset] * (weight - 1) if bool(wrong.any()) else []
-    data = ConcatDataset([loader(fields, BATCH).dataset, *more])
+    fields = repeated(task, first, task.fields("train", seed), weight)
     # Its epochs are longer; as many steps as the others' would train it less on what is rare.
-    return fit(task, seed, [], DataLoader(data, BATCH, shuffle=True, collate_fn=torch.utils.data.default_collate))
+    return fit(task, seed, [], loader(fields, BATCH, shuffle=True))
 
 
 def run(task: Task, seed: int, confounded: bool, jtt: tuple[int, int]) -> dict[str, Any]:

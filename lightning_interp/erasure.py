@@ -37,6 +37,7 @@ from lightning_interp.training_design import TrainingDesign
 from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
 STATE_VERSION = 1
+OWN = ("design", "fresh", "skipped", "worked", "process")  # what several processes do not have in common, in the state
 
 
 class Coding(NamedTuple):
@@ -464,10 +465,11 @@ class Erasure(NearestArgument):
             "rows": self._rows,
             "skipped": self.skipped,
             "worked": self._worked,
+            "process": world()[0],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; of several processes the first has the rows since the last fit.
+        """Continue from `state_dict`; rows since the last fit that another process saw are not taken in.
 
         Raises:
             InterpError: the state is of a later version, or lacks something.
@@ -481,8 +483,8 @@ class Erasure(NearestArgument):
         self.weights, self.remaining = state["weights"], state["remaining"]
         self._past = None if state["past"] is None else from_state(state["past"])
         self._left = [from_state(m) for m in state["left"]]
-        first = world()[0] == 0
-        self._fresh = [None if f is None or not first else from_state(f) for f in state["fresh"]]
+        own = state.get("process", 0) == world()[0]
+        self._fresh = [from_state(f) if own and f is not None else None for f in state["fresh"]]
         self._steps, self._rows = state["steps"], state["rows"]
         self.skipped, self._worked = state["skipped"], state["worked"]
 

@@ -41,6 +41,14 @@ class ProbeSetError(InterpError):
         self.skipped = skipped
 
 
+class ProcessFailedError(InterpError):
+    """One of several processes failed, and so all did: the text says which, and with what."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone, or did not come in time: nothing can be agreed on any more."""
+
+
 class EditRefusedError(InterpError):
     """An edit that would cost more than was allowed; the weights are as they were.
 

@@ -1,4 +1,4 @@
-"""What the statistics of layers take in memory, known before they are there: too much is refused, with the numbers."""
+"""What the statistics of layers and variables take in memory, known before: too much is refused, with the numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lightning_interp.errors import LayerError
 from lightning_interp.metrics.layer import BINS, CONTROLS, WIDE, most_cells
 
 MAX_BYTES = 8 * 2**30  # of one monitor, on the device of the batch; set it to allow more
+ROWS = 4096  # different settings of the variables that are counted: the probe set's are not known before
+ARRAYS = 22  # of rows × columns that the equation has at a time, as measured from 100 to 1,000 variables
 _MIB, _GIB = 2**20, 2**30
 _UNITS = ("out_features", "out_channels", "num_features", "embedding_dim", "embed_dim")
 
@@ -22,31 +24,39 @@ class Footprint(NamedTuple):
     Attributes:
         layers: {layer: what is held of it until the event is over}.
         event: what reading the largest of them takes for a moment.
+        equation: what fitting the equation to `ROWS` rows takes for a moment.
         units: {layer: its number of units}.
         max_samples: single rows kept.
     """
 
     layers: dict[str, int]
     event: int
+    equation: int
     units: dict[str, int]
     max_samples: int
 
     @property
     def total(self) -> int:
-        """All layers, and the largest being read."""
-        return sum(self.layers.values()) + self.event
+        """All layers, and the largest being read or the equation being fitted: one comes after the other."""
+        return sum(self.layers.values()) + max(self.event, self.equation)
 
     def __str__(self) -> str:
-        return f"statistics of {len(self.layers)} layers take up to {_size(self.total)}"
+        fitted = f" ({_size(self.equation)} for the equation)" if self.equation > self.event else ""
+        return f"statistics of {len(self.layers)} layers take up to {_size(self.total)}{fitted}"
 
     def check(self) -> None:
         """Refuse what takes more than `MAX_BYTES`.
 
         Raises:
-            LayerError: it names the largest layer, the bytes, the limit and what may be done.
+            LayerError: it names the largest layer, or the variables, the bytes, the limit and what may be done.
         """
         if self.total <= MAX_BYTES:
             return
+        if self.equation > sum(self.layers.values()):
+            raise LayerError(
+                f"`variables`: {self}, over the {_size(MAX_BYTES)} allowed (`lightning_interp.footprint.MAX_BYTES`). Name "
+                "fewer variables, or raise the limit."
+            )
         largest = max(self.layers, key=self.layers.__getitem__)
         raise LayerError(
             f"`layers`: {self}, over the {_size(MAX_BYTES)} allowed (`lightning_interp.footprint.MAX_BYTES`); the largest, "
@@ -56,7 +66,9 @@ class Footprint(NamedTuple):
 
 
 def footprint(units: Mapping[str, int], kinds: Sequence[str], max_samples: int, itemsize: int = 4) -> Footprint:
-    """What layers take at most: rows that wait to be summed, sums of two folds, single rows kept, and one layer being read.
+    """What is taken at most: rows that wait to be summed, sums of two folds, rows kept; one layer read, the equation fitted.
+
+    Not counted: matrices of each source where `cluster` is named, batches that passes of our own keep, and rows over `ROWS`.
 
     Args:
         units: {layer: its number of units, d}.
@@ -76,7 +88,9 @@ def footprint(units: Mapping[str, int], kinds: Sequence[str], max_samples: int, 
         summing = 4 * max_samples * (q + d)
         reading = sums + (3 * pairs if d <= WIDE else max_samples * d + 3 * max_samples**2)
         event = max(event, 8 * max(summing, reading))
-    return Footprint(layers, event, dict(units), max_samples)
+    columns = 1 + sum(1 if kind in ("binary", "continuous") else 3 for kind in kinds)
+    rows = min(ROWS, math.prod(levels)) if not q else ROWS
+    return Footprint(layers, event, 8 * ARRAYS * rows * columns, dict(units), max_samples)
 
 
 def module_units(module: nn.Module) -> int | None:

@@ -16,8 +16,9 @@ from lightning_interp.activations.quiet import quiet
 from lightning_interp.batches import size
 from lightning_interp.errors import InterpError
 from lightning_interp.monitor import Monitor
+from lightning_interp.processes import mine, with_others
 from lightning_interp.summaries import EventWriter
-from lightning_interp.suppression import Suppression
+from lightning_interp.suppression import OWN, Suppression
 
 __all__ = ["WatchedTrainer"]
 
@@ -144,13 +145,14 @@ class WatchedTrainer(Trainer):
         if self.monitor is not None and self._state["monitor"] is not None:
             self.monitor.load_state_dict(self._state["monitor"])
         for s, state in zip(self.suppressions, self._state["suppressions"], strict=True):
-            s.load_state_dict(state)
+            s.load_state_dict(mine(state))
 
     def save_state_in(self, folder: Path) -> None:
-        """Write the state of the monitor and the penalties into a checkpoint's folder."""
-        if (self.monitor is not None or self.suppressions) and folder.is_dir() and self.is_world_process_zero():
+        """Write the state of the monitor and the penalties into a checkpoint's folder: a collective."""
+        suppressions = [with_others(s.state_dict(), OWN) for s in self.suppressions]
+        if (self.monitor is not None or suppressions) and folder.is_dir() and self.is_world_process_zero():
             monitor = None if self.monitor is None else self.monitor.state_dict()
-            torch.save({"monitor": monitor, "suppressions": [s.state_dict() for s in self.suppressions]}, folder / STATE_NAME)
+            torch.save({"monitor": monitor, "suppressions": suppressions}, folder / STATE_NAME)
 
     @property
     def _net(self) -> nn.Module:

@@ -16,6 +16,7 @@ from lightning_interp.collection import Collection, Rows
 from lightning_interp.entanglement import entanglements
 from lightning_interp.errors import (
     LayerError,
+    LostProcessError,
     ProbeSetError,
     VariableError,
     at_least,
@@ -31,7 +32,7 @@ from lightning_interp.layers import LayerReader, LayerResult
 from lightning_interp.measurement import Equation, by_level_only, contributions, equation, groups
 from lightning_interp.passes import OWN_PASS, OwnPasses, Replay, Shown, read_examples
 from lightning_interp.probe import Probe, thinned
-from lightning_interp.processes import gathered, world
+from lightning_interp.processes import gathered, together
 from lightning_interp.reading import Reader
 from lightning_interp.results import Score
 from lightning_interp.saved_state import restoring
@@ -206,7 +207,9 @@ class Monitor(Probe):
         """
         start = time.perf_counter()
         try:
-            event = self._measure(step, epoch)
+            with together():
+                event = self._measure(step, epoch)
+                self._listen()
         finally:
             self.restart()
         event = replace(event, cost_seconds=time.perf_counter() - start)
@@ -348,9 +351,10 @@ class Monitor(Probe):
     ) -> tuple[Event, list[str]]:
         """The event with the numbers of one pass, and notes; an error at first, later they are withheld."""
         try:
-            return self._own_passes().added(event, [measure], eq, results, size, shown)
+            with together():
+                return self._own_passes().added(event, [measure], eq, results, size, shown)
         except Exception as problem:
-            if not self.history or world()[1] > 1:  # one process may be alone with it: the others would wait for it
+            if not self.history or isinstance(problem, LostProcessError):
                 raise
             return event, [f"{measure} withheld: {described(problem)}"]
 

@@ -14,10 +14,19 @@ from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.select import device_of
 from lightning_interp.batches import Inputs, moved
 from lightning_interp.collection import Rows
-from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, ProbeSetError, alike, at_least, described
+from lightning_interp.errors import (
+    InterpError,
+    InterpWarning,
+    LostProcessError,
+    NearestArgument,
+    ProbeSetError,
+    alike,
+    at_least,
+    described,
+)
 from lightning_interp.loaders import probe_loader
 from lightning_interp.passes import Caller, own_pass
-from lightning_interp.processes import world
+from lightning_interp.processes import gathered, together, world
 from lightning_interp.progress import bar
 from lightning_interp.reading import Reader
 from lightning_interp.watcher import Watch, Watcher
@@ -56,6 +65,7 @@ class Probe(NearestArgument, ABC):
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._reader = reader
         self._said: set[str] = set()
+        self._unheard: dict[str, str] = {}  # what another process than the first had to say since the last event
         self._ever_committed = False
         self._skipped = 0
         self._bound: Watcher | None = None
@@ -74,7 +84,8 @@ class Probe(NearestArgument, ABC):
     def measured(self, step: int, epoch: int = 0, data: Any = None, cut: bool = False) -> Any | None:
         """An `event` in the middle of a training run; None where there is none, which is said.
 
-        Wrong settings are an error at the first event; after that, nothing that is measured may end the training.
+        Wrong settings are an error at the first event; after that, nothing that is measured may end the training. What fails
+        on one of several processes fails on all: none has an event that another has not.
 
         Args:
             step: optimizer steps done.
@@ -84,7 +95,8 @@ class Probe(NearestArgument, ABC):
         """
         try:
             if data is not None:
-                self.run(probe_loader(data))
+                with together():
+                    self.run(probe_loader(data))
             return self.event(step, epoch)
         except Exception as problem:
             self.restart()
@@ -95,10 +107,9 @@ class Probe(NearestArgument, ABC):
             return None
 
     def _ends_training(self, problem: Exception) -> bool:
-        if self.latest is None:
-            return not (isinstance(problem, ProbeSetError) and problem.skipped)
-        # Ours are raised in all processes alike; of others one may be alone with it, and the rest would wait for it for ever.
-        return world()[1] > 1 and not isinstance(problem, InterpError)
+        if isinstance(problem, LostProcessError):
+            return True
+        return self.latest is None and not (isinstance(problem, ProbeSetError) and problem.skipped)
 
     @abstractmethod
     def _take(self, watch: Watch, rows: Rows) -> None:
@@ -203,6 +214,15 @@ class Probe(NearestArgument, ABC):
             self._said.add(key)
             if world()[0] == 0:
                 warnings.warn(text, InterpWarning, stacklevel=4)
+            else:
+                self._unheard[key] = text
+
+    def _listen(self) -> None:
+        """The first process says what only others had to say: a collective."""
+        for rank, texts in enumerate(gathered(self._unheard)):
+            for key, text in texts.items():
+                self.say(f"process {rank}: {text}", key)
+        self._unheard = {}
 
 
 def thinned(history: tuple[E, ...], most: int) -> tuple[E, ...]:

@@ -38,12 +38,12 @@ class Recent:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors; the rows of this process only."""
-        return {"task": self.task, "kept": [[v.cpu(), o.cpu()] for v, o in self._kept]}
+        return {"task": self.task, "kept": [[v.cpu(), o.cpu()] for v, o in self._kept], "process": world()[0]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; of several processes the first has the rows."""
+        """Continue from `state_dict`; rows of another process are not taken in."""
         self.task = state["task"]
-        self._kept = [(v, o) for v, o in state["kept"]] if world()[0] == 0 else []
+        self._kept = [(v, o) for v, o in state["kept"]] if state.get("process", 0) == world()[0] else []
 
     def event(self, step: int, epoch: int = 0) -> Event | None:
         """The equation of the rows of all processes, which are forgotten then: a collective.

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.quiet import compiled, eager, kept_graphs, unseen
 from lightning_interp.activations.select import device_of
+from lightning_interp.activations.spread import sharded, unwrapped
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.functional.outputs import explain_output
 from lightning_interp.passes import Caller, Derivative, Run, example_direction, run_again
+from lightning_interp.processes import world
 from lightning_interp.reading import Reader, token_mask
 from lightning_interp.variables import Variable
 
@@ -98,6 +100,7 @@ class StepWatcher:
         self.derivative = Derivative(model, inputs, self.output, self.layer, pooling) if self.layer and derivative else None
         self.step = Watched()
         self._named = output is not None
+        self._spread: bool | None = None
         self._compiled = compiled(model)
         self._eager = self._compiled and derivative  # what a compiled graph draws at random cannot be drawn again
         self._kept = ExitStack()
@@ -106,6 +109,13 @@ class StepWatcher:
         if self._compiled:  # a hook that comes after the first run is never called
             for tap in self._taps:
                 tap.fix()
+
+    @property
+    def spread(self) -> bool:
+        """Whether the model is sharded over several processes, so that a pass of one is a collective of all."""
+        if self._spread is None:  # looked for in the first step: a model may be sharded after it was named
+            self._spread = world()[1] > 1 and sharded(self.model)
+        return self._spread
 
     @property
     def _taps(self) -> list[Tap]:
@@ -190,7 +200,8 @@ class StepWatcher:
     def intervened(self, taken: Taken, change: Callable[[Any], Any]) -> Tensor:
         """The raw output for the changed batch, on the graph, as the step itself would give it."""
         kind, cast = taken.raw.device.type, taken.autocast
-        with torch.autocast(kind, cast, cast is not None, False), eager(self.model, self._eager), unseen():
+        autocast = torch.autocast(kind, cast, cast is not None, False)
+        with autocast, eager(self.model, self._eager), unseen(), unwrapped(self.model):
             return _wide(run_again(self.model, self.inputs, self.output, change(self.step.batch), len(taken.raw)))
 
     def shown(self, variable: Variable, max_samples: int) -> tuple[Tensor, tuple[str, ...]]:

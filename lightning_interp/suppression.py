@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lightning_interp.errors import InterpError, InterpWarning, NearestArgument,
 from lightning_interp.events import Event
 from lightning_interp.held_out import HeldOut
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
+from lightning_interp.processes import gathered, together, world
 from lightning_interp.reading import Reader
 from lightning_interp.recent import Recent
 from lightning_interp.saved_state import restoring
@@ -30,6 +31,7 @@ from lightning_interp.training_steps import Losses, TrainingSteps
 from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
 
 STATE_VERSION = 1
+OWN = ("recent", "steps", "skipped", "acted", "penalty", "reference", "held_out", "said")  # as of `erasure.OWN`
 IDLE = 100  # batches
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
 FADING = 0.75  # of the task's largest gradient, from one measurement to the next
@@ -43,6 +45,20 @@ def default_losses(output: Tensor, target: Tensor) -> Tensor:
     if bool(((wanted == 0) | (wanted == 1)).all()):
         return F.binary_cross_entropy_with_logits(flat, wanted, reduction="none").mean(1)
     return F.mse_loss(flat, wanted, reduction="none").mean(1)
+
+
+class Found(NamedTuple):
+    """What a step gave.
+
+    Attributes:
+        step: the step.
+        term: the penalty without its weight.
+        extra: what balanced weights add to the task's loss, or None.
+    """
+
+    step: Step
+    term: Tensor
+    extra: Tensor | None
 
 
 class Suppression(NearestArgument):
@@ -138,7 +154,8 @@ class Suppression(NearestArgument):
         self._used = 0.0  # the last weight that was
         self._compared = False
         self._worked = False
-        self._unread = False  # the labels of this batch
+        self._has_read = False  # the labels of any batch
+        self._unread = False  # those of this one
         self._idle = 0  # batches in a row from which the term could not be had
         self._said: set[str] = set()
         self.skipped = 0
@@ -251,10 +268,11 @@ class Suppression(NearestArgument):
         try:
             read = watcher.read(batch)
         except Exception as problem:  # a label function is the user's; an error at first, later the batch has no penalty
-            if not self._worked:
+            if not self._has_read:
                 raise
             self._say_bad(problem)
         self._unread = read is None
+        self._has_read = self._has_read or read is not None
         with watcher.watching(batch):
             if read is not None:
                 watcher.step.values, watcher.step.target = read
@@ -289,8 +307,8 @@ class Suppression(NearestArgument):
         if self.weight > 0:
             self._in_force = self._begun = True
             self._used = self.weight
-        if isinstance(taken, str):
-            return self._skip(zero, None if self._unread else taken)
+        if not self._on_all(not isinstance(taken, str)) or isinstance(taken, str):
+            return self._skip(zero, taken if isinstance(taken, str) and not self._unread else None)
         try:
             with torch.autocast(taken.raw.device.type, enabled=False):
                 return self._term(taken, loss, torch.zeros((), device=taken.raw.device))
@@ -300,14 +318,41 @@ class Suppression(NearestArgument):
             self._say_bad(problem)
             return self._skip(zero, None)
 
+    def _on_all(self, ready: bool) -> bool:
+        """Whether all processes are ready for a pass, or part of one, which a sharded model makes a collective.
+
+        Without one, each process has its own penalty or none.
+        """
+        return all(gathered(ready)) if self._watcher.spread else ready
+
     def _term(self, taken: Taken, loss: Tensor | None, zero: Tensor) -> Tensor:
+        problem: Exception | None = None
+        found: Found | Tensor = zero
+        try:
+            found = self._found(taken, loss, zero)
+        except Exception as own:
+            problem = own
+        if not self._on_all(isinstance(found, Found)) or not isinstance(found, Found):
+            if problem is not None:
+                raise problem
+            return self._skipped(zero, None, found.extra) if isinstance(found, Found) else found
+        term, extra = found.term, found.extra
+        weight = self.weight
+        scale = self._scale(taken.raw, weight * term, loss, extra, found.step) if self.term.capped else torch.ones_like(term)
+        # On the device: whoever logs them waits for it, at the steps that are logged.
+        self.last = {"penalty": term.detach(), "penalty_weight": weight * self.factor, "penalty_scale": scale.detach()}
+        self.acted += 1
+        total = scale * weight * term
+        return self.factor * (total if extra is None else total + extra)
+
+    def _found(self, taken: Taken, loss: Tensor | None, zero: Tensor) -> Found | Tensor:
+        """The term of the step; or, where there is none, what stands in its place."""
         step = self._step(taken)
         if step is None:
             return self._skip(zero, None)
         if not self._losses_fit(step, loss):
             return self._skip(zero, "`loss_fn` gives losses that are not finite; there is no penalty in such steps")
-        weight = self.weight
-        if weight == 0 and self.only_above is not None:
+        if self.weight == 0 and self.only_above is not None:
             self.last = {"penalty_weight": 0.0}
             return zero
         extra = self._reweight(step) if self.balance else None
@@ -316,14 +361,12 @@ class Suppression(NearestArgument):
         if self._idle == IDLE and self.steps.design.cells:
             self.say(self._why_idle())
         if term is None or not term.requires_grad or not bool(torch.isfinite(term)):
-            left = self._skip(zero, None if term is None else self._why_not(term))
-            return left if extra is None else self.factor * extra
-        scale = self._scale(taken.raw, weight * term, loss, extra, step) if self.term.capped else torch.ones_like(term)
-        # On the device: whoever logs them waits for it, at the steps that are logged.
-        self.last = {"penalty": term.detach(), "penalty_weight": weight * self.factor, "penalty_scale": scale.detach()}
-        self.acted += 1
-        total = scale * weight * term
-        return self.factor * (total if extra is None else total + extra)
+            return self._skipped(zero, None if term is None else self._why_not(term), extra)
+        return Found(step, term, extra)
+
+    def _skipped(self, zero: Tensor, why: str | None, extra: Tensor | None) -> Tensor:
+        left = self._skip(zero, why)
+        return left if extra is None else self.factor * extra
 
     def _step(self, taken: Taken) -> Step | None:
         watcher, found = self._watcher, None
@@ -443,6 +486,11 @@ class Suppression(NearestArgument):
             self._said.add(key)
             warnings.warn(text, InterpWarning, stacklevel=5)
 
+    def _announce(self, text: str, key: str | None = None) -> None:
+        """Warn of what all processes know, once and from the first."""
+        if world()[0] == 0:
+            self.say(text, key)
+
     # --- measurements -------------------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:
@@ -476,7 +524,7 @@ class Suppression(NearestArgument):
             self.budget.update(now)
             cannot = self.budget.report(self.confounder.name)
             if cannot:
-                self.say(cannot, key="budget")
+                self._announce(cannot, key="budget")
 
     def measure(self, step: int = 0, epoch: int = 0) -> None:
         """Where there is no monitor: measure on the latest training batches; with several processes, all must call it."""
@@ -484,9 +532,10 @@ class Suppression(NearestArgument):
             return
         event = None
         try:
-            event = self.recent.event(step, epoch)
+            with together():
+                event = self.recent.event(step, epoch)
         except Exception as problem:  # what was measured must not end the training
-            self.say(f"`{self._reads}` finds nothing in the training batches: {described(problem)}", key="nothing")
+            self._announce(f"`{self._reads}` finds nothing in the training batches: {described(problem)}", key="nothing")
         if event is not None:
             self.observe(event)
 
@@ -496,14 +545,14 @@ class Suppression(NearestArgument):
 
     def _say_what_is_read(self, event: Event, missing: str | None) -> None:
         if event.mode == "train":
-            self.say(
+            self._announce(
                 f"`{self._reads}` reads the training batches, whose labels a network can memorise; it holds better on the "
                 "validation or probe data of a ConceptMonitor that measures 'contribution'"
             )
         if missing:
             found = event.contribution.get(self.confounder.name)
             why = found.note if found and found.note else f"it has no {missing} of '{self.confounder.name}'"
-            self.say(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
+            self._announce(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
 
     def reading(self, event: Event) -> Reading:
         """What an event says of the confounder."""
@@ -571,7 +620,7 @@ class Suppression(NearestArgument):
             self.recent.load_state_dict(state["recent"])
         self.steps.load_state_dict(state["steps"])
         self.skipped, self.acted = state["skipped"], state["acted"]
-        self._worked = True
+        self._worked = self._has_read = True
         self._said, self._reference = set(state["said"]), state["reference"]
         self._begun, self._in_force, self._used = state["in_force"]
         self._held_out.load_state_dict(state["held_out"])

@@ -279,6 +279,26 @@ def test_layers_whose_units_only_a_batch_tells_are_refused_at_the_first(monkeypa
         net(batch["x"])
 
 
+@pytest.mark.parametrize(("kind", "columns"), [("binary", 1), ("continuous", 1), ("categorical", 3)])
+def test_the_equation_of_many_variables_is_stated_and_of_few_settings_is_little(kind, columns):
+    many, few, wide = (footprint({"layer": d}, [kind] * p, 300) for d, p in ((8, 400), (8, 2), (4096, 2)))
+    assert many.equation == 8 * memory.ARRAYS * memory.ROWS * (1 + 400 * columns)
+    assert many.total == many.layers["layer"] + many.equation
+    assert "for the equation" in str(many)
+    assert kind == "continuous" or few.equation <= 8 * memory.ARRAYS * 16 * 7  # settings are no more than levels allow
+    assert wide.total == wide.layers["layer"] + wide.event
+    assert "equation" not in str(wide)
+
+
+def test_too_many_variables_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr(memory, "MAX_BYTES", 2**26)
+    net = nn.ModuleDict({"head": nn.Linear(2, 3)})
+    text = r"`variables`: statistics of \d layers take up to \d+ MiB \(\d+ MiB for the equation\), over the 64 MiB allowed"
+    for layers in (["head"], []):
+        with pytest.raises(LayerError, match=text):
+            Monitor(net, [Confounder(f"v{j}", kind="continuous") for j in range(500)], layers)
+
+
 def test_what_layers_take_is_logged(caplog):
     with caplog.at_level(logging.INFO):
         event_of(("binary",))

@@ -1,4 +1,4 @@
-"""Three data sets with a shortcut that is known, and the nets that are trained on them.
+"""What a task is, and three data sets with a shortcut that was built in, with the nets that are trained on them.
 
 `demo`: digits on photographs, 1,100 for training. Grass agrees with the label 95 or 99 % of the time; do(grass) is the same
 digit on the other photograph.
@@ -48,6 +48,10 @@ class Task(ABC):
         layer: module that feeds the head.
         cluster: where the id of a shared source sits.
         separable: whether labels can tell the confounder from what is given.
+        inputs: where what the net is given sits.
+        bent: layer with a non-linearity above it, where RR-ClArC holds the gradient.
+        also: further parts that accuracy is measured on.
+        number: the confounder as a continuous one, where it has cells that are nearly empty.
     """
 
     name: str
@@ -59,6 +63,19 @@ class Task(ABC):
     layer = "encoder"
     cluster: str | None = None
     separable = True
+    inputs = "image"
+    bent = "encoder.3"
+    also: tuple[str, ...] = ()
+    number: interp.Confounder | None = None
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where things are, for the library."""
+        return {"output": "head", "target": "label", "inputs": self.inputs}
+
+    def variables(self, part: str) -> list[interp.variables.Variable]:
+        """What can be measured on a part."""
+        return [*self.given, self.confounder]
 
     @abstractmethod
     def fields(self, part: str, seed: int, ceiling: bool = False) -> Fields:
@@ -66,7 +83,7 @@ class Task(ABC):
 
     @abstractmethod
     def do(self, fields: Fields, level: float) -> Tensor:
-        """All images with the confounder set to a level."""
+        """What the net is given, with the confounder set to a level for all."""
 
     @abstractmethod
     def net(self, weight_decay: float | None = None, ceiling: bool = False) -> L.LightningModule:
@@ -76,7 +93,7 @@ class Task(ABC):
 class Demo(Task):
     """Digits on grass, see `lightning_interp.demo`; validation and test hold both photographs equally."""
 
-    name, layer, cluster = "demo", "encoder.flatten", "source"
+    name, layer, cluster, bent = "demo", "encoder.flatten", "source", "encoder.conv4"
     confounder = interp.Confounder("grass", kind="binary", intervention=swap_background)
     given = (interp.Concept("digit", kind="binary"),)
     levels = (0, 1)
@@ -198,7 +215,7 @@ class Rows(Dataset[Fields]):
         self.fields = fields
 
     def __len__(self) -> int:
-        return len(self.fields["image"])
+        return len(self.fields["label"])
 
     def __getitem__(self, index: list[int]) -> Fields:
         return {key: values[index] for key, values in self.fields.items()}
@@ -211,11 +228,16 @@ def loader(fields: Fields, batch_size: int, shuffle: bool = False) -> DataLoader
     return DataLoader(rows, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last=False))
 
 
+def data_file(name: str) -> Path | None:
+    """Where a data set is, or None."""
+    folder = os.environ.get("LIGHTNING_INTERP_DATA")
+    path = Path(folder or "") / name
+    return path if folder and path.exists() else None
+
+
 def mnist_file() -> Path | None:
     """Where MNIST is, or None."""
-    folder = os.environ.get("LIGHTNING_INTERP_DATA")
-    path = Path(folder or "") / "mnist.npz"
-    return path if folder and path.exists() else None
+    return data_file("mnist.npz")
 
 
 @cache

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
-ENTRY = "_checkpoint_without_reentrant_generator"  # private: what `checkpoint` runs its function inside of
+# Private: what `checkpoint` runs its function inside of; from torch 2.15 on by the second name.
+ENTRIES = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
 REFUSED = (
     "this torch cannot run an activation checkpoint without running it again in the backward pass, where what was put in "
     "place of a layer's activation would be missing: leave the checkpoint out, or take another penalty."
@@ -27,16 +28,19 @@ def kept() -> Iterator[None]:
     Raises:
         RuntimeError: by torch, at the first checkpoint, where this torch has no such entry.
     """
-    before: Callable[..., Any] | None = getattr(torch.utils.checkpoint, ENTRY, None)
-    if before is None:
+    module = torch.utils.checkpoint
+    before: dict[str, Callable[..., Any]] = {name: getattr(module, name) for name in ENTRIES if hasattr(module, name)}
+    if not before:
         with torch.autograd.graph.disable_saved_tensors_hooks(REFUSED):
             yield
         return
     try:
-        setattr(torch.utils.checkpoint, ENTRY, _once)
+        for name in before:
+            setattr(module, name, _once)
         yield
     finally:
-        setattr(torch.utils.checkpoint, ENTRY, before)
+        for name, entry in before.items():
+            setattr(module, name, entry)
 
 
 def _once(*args: Any, **kwargs: Any) -> Iterator[None]:

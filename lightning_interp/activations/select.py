@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_interp.errors import LayerError, nearest
 
@@ -47,6 +48,8 @@ def module_at(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _innermost(module: nn.Module) -> nn.Module:
+    if isinstance(module, DistributedDataParallel):
+        return _innermost(module.module)
     inside = next((name for name in _WRAPPERS if name in module._modules), None)
     child = None if inside is None else module._modules[inside]
     return module if child is None else _innermost(child)
@@ -57,6 +60,8 @@ def module_names(model: nn.Module) -> dict[str, nn.Module]:
     inner = model._modules.get("_original_module")
     if inner is not None:  # of Fabric, which holds the user's module beside the wrapped one
         return {**module_names(inner), "": model}
+    if isinstance(model, DistributedDataParallel):
+        return {**module_names(model.module), "": model}
     out: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parts = [p for p in name.split(".") if p not in _WRAPPERS]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -67,7 +67,5 @@ def _meant(message: str) -> Iterator[str]:
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
+    # jsonargparse has imported what the user wrote; what is not there now is not looked for.
+    return sys.modules.get(name)

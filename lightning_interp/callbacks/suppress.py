@@ -17,7 +17,8 @@ from lightning_interp.callbacks.variables_by_name import find_variable, measurin
 from lightning_interp.errors import InterpError, NearestArgument
 from lightning_interp.events import Event
 from lightning_interp.penalties import Penalty
-from lightning_interp.suppression import Suppression
+from lightning_interp.processes import mine, with_others
+from lightning_interp.suppression import OWN, Suppression
 from lightning_interp.variables import Variable
 
 
@@ -129,16 +130,21 @@ class SuppressConfounder(NearestArgument, Callback):
         same = [c for c in trainer.callbacks if isinstance(c, SuppressConfounder) and c.name == self.name]  # type: ignore[attr-defined]
         self._key = self.name if len(same) < 2 else f"{self.name}/{type(self.suppression.term).__name__}"
         self._monitor = measuring(trainer, self.suppression.variables, self.suppression.output)
-        latest = None if self._monitor is None else self._monitor.latest
         self._let_go()
         self.suppression.bind(pl_module, several=not pl_module.automatic_optimization)
+        self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on from a checkpoint, which strategies that shard the model read only after `on_fit_start`."""
+        if self.suppression is None:
+            return
+        latest = None if self._monitor is None else self._monitor.latest
         if self._state is not None:
-            self.suppression.load_state_dict(self._state["suppression"])
+            self.suppression.load_state_dict(mine(self._state["suppression"]))
             self._seen = latest if latest is not None and latest.step == self._state["seen"] else None
             self._state = None
         elif latest is not None and latest.step != trainer.global_step:  # of another run
             self._seen = latest
-        self._loss = TrainingLoss(pl_module, lambda: self._active(trainer))
         last = trainer.max_epochs
         if last is not None and 0 <= last <= self.start_epoch and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # −1: no end
             self.suppression.say(
@@ -222,10 +228,11 @@ class SuppressConfounder(NearestArgument, Callback):
         return f"{type(self).__qualname__}{{'confounder': {self.name!r}, 'penalty': {self._penalty!r}}}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors, so that checkpoints load with `weights_only=True`."""
+        """Plain types and tensors, so that checkpoints load with `weights_only=True`; a collective, as saving one is."""
         if self.suppression is None:
             return {}
-        return {"suppression": self.suppression.state_dict(), "seen": None if self._seen is None else self._seen.step}
+        state = with_others(self.suppression.state_dict(), OWN)
+        return {"suppression": state, "seen": None if self._seen is None else self._seen.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if never stopped."""

@@ -35,7 +35,7 @@ from lightning_interp.functional.shares import MAX_LMG
 from lightning_interp.functional.splits import clarity
 from lightning_interp.passes import Replay
 from lightning_interp.probe import Probe, thinned
-from lightning_interp.processes import gathered
+from lightning_interp.processes import gathered, together
 from lightning_interp.reading import Reader
 from lightning_interp.saved_state import restoring
 from lightning_interp.variables import Confounder, Variable, check_labelled, check_variables
@@ -194,8 +194,9 @@ class Discovery(Probe):
         """
         start = time.perf_counter()
         try:
-            with torch.inference_mode(False), torch.no_grad(), random_state():
+            with together(), torch.inference_mode(False), torch.no_grad(), random_state():
                 event = self._look(step, epoch)
+                self._listen()
         finally:
             self.restart()
         event = replace(event, cost_seconds=time.perf_counter() - start)

@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_interp.activations.capture import hooked
-from lightning_interp.activations.pooling import Pooling, tensor_of
+from lightning_interp.activations.pooling import MODES, Pooling, tensor_of
 from lightning_interp.activations.select import Layer, device_of, select
 from lightning_interp.batches import Inputs
 from lightning_interp.discovery.dictionary import Code, code_of, code_state
@@ -102,24 +102,25 @@ class FeatureLabel:
             "code": code_state(self.code),
             "inputs": None if callable(self.inputs.place) else self.inputs.place,
             "by function": callable(self.inputs.place),
-            "pooling": self.pooling.mode,
+            "pooling": self.pooling.mode if self.pooling.liftable else None,
             "reverse": self.reverse,
             "binary": self.binary,
         }
         torch.save(state, path)
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module, inputs: Any = None) -> FeatureLabel:
+    def load(cls, path: str | Path, model: nn.Module, inputs: Any = None, pooling: Any = None) -> FeatureLabel:
         """Read what `save` wrote.
 
         Args:
-            path: the file; it is read without pickle.
+            path: the file; it is read without pickle, and nothing that it names is imported.
             model: a network of the same class, whatever its weights.
             inputs: what the network is given of a batch, where that was a function.
+            pooling: how the activation becomes one vector per sample, where that was a function.
 
         Raises:
             LayerError: the weights do not fit the network.
-            LabelError: `inputs` was a function, and is not given.
+            LabelError: `inputs` or `pooling` was a function, and is not given.
             InterpError: the file is of a later version.
         """
         state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -127,16 +128,19 @@ class FeatureLabel:
             raise InterpError(
                 f"'{path}' has version {state['version']}, this library reads up to {STATE_VERSION}; update lightning-interp."
             )
-        if state["by function"] and inputs is None:
+        place = state["inputs"] if inputs is None else inputs
+        mode = state["pooling"] if pooling is None else pooling
+        if inputs is None and (state["by function"] or (isinstance(place, str) and ":" in place)):
             raise LabelError(f"`inputs` was a function where '{path}' was written, which a file cannot hold; give it again.")
+        if pooling is None and mode not in MODES:
+            raise LabelError(f"`pooling` was a function where '{path}' was written, which a file cannot hold; give it again.")
         fresh = _copied(model)
         try:
             fresh.load_state_dict(state["network"])
         except RuntimeError as problem:
             raise LayerError(f"`model` does not fit the network in '{path}': {problem}") from problem
-        place = state["inputs"] if inputs is None else inputs
-        pooling = Pooling(state["pooling"])
-        return cls(fresh, state["layer"], code_of(state["code"]), Inputs(place), pooling, state["reverse"], state["binary"])
+        code = code_of(state["code"])
+        return cls(fresh, state["layer"], code, Inputs(place), Pooling(mode), state["reverse"], state["binary"])
 
     def __repr__(self) -> str:
         return f"FeatureLabel(layer={self.layer!r}, binary={self.binary})"

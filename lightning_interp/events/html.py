@@ -80,7 +80,7 @@ def _groups(e: EventFields) -> str:
     for cell, accuracy in e.groups.accuracy.items():
         worst = cell == e.groups.worst
         name = f"<b>{escape(cell)}</b>" if worst else escape(cell)
-        count = e.groups.count.get(cell, "")
+        count = escape(str(e.groups.count.get(cell, "")))
         mark = "<b>worst</b>" if worst else ""
         rows += f'<tr><td style="text-align:left">{name}</td><td>{_percent(accuracy)}</td><td>{count}</td><td>{mark}</td></tr>'
     return _table(("group", "accuracy", "n", ""), rows)

@@ -18,6 +18,7 @@ from lightning_interp.errors import VariableError
 from lightning_interp.functional.unique import unique_rows
 
 MAX_AUTO_LEVELS = 32
+LONGEST = 1e15  # whole numbers from here on are printed in six digits
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Factor:
 
     def level_index(self, values: Tensor) -> Tensor:
         """Index of each value's level, int64 `[n]`."""
+        if self.kind == "binary":
+            return (values == self.levels[1]).long()
         levels = torch.tensor(self.levels, dtype=torch.float64, device=values.device)
         return (values.unsqueeze(1) == levels).to(torch.uint8).argmax(dim=1)
 
@@ -168,7 +171,21 @@ def is_discrete(kind: str, values: Tensor, named: bool) -> bool:
 
 
 def _label(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:g}"
+    return str(int(value)) if abs(value) < LONGEST and value == int(value) else f"{value:g}"
+
+
+def _labels(levels: Sequence[float]) -> list[str]:
+    # Six digits to read; all of them where two levels would be printed alike.
+    short = [_label(v) for v in levels]
+    return short if len(set(short)) == len(short) else [repr(v) for v in levels]
+
+
+def _center_and_scale(x: Tensor, count: Tensor) -> tuple[float, float]:
+    # In units of the largest value, a power of two that costs no digit: no square of it can vanish or overflow.
+    unit = math.ldexp(1.0, math.frexp(float(x.abs().max()))[1] - 1)
+    x, total = x / unit, count.sum()
+    center = float((count * x).sum() / total)
+    return center * unit, math.sqrt(float((count * (x - center) ** 2).sum() / total)) * unit
 
 
 def code(
@@ -212,13 +229,14 @@ def code(
         if kind == "continuous":
             if printed:
                 raise VariableError(f"variable '{name}': `kind='continuous'` expects numbers, got text labels.")
-            total = count.sum()
-            center = float((count * x).sum() / total)
-            scale = math.sqrt(float((count * (x - center) ** 2).sum() / total))
+            center, scale = _center_and_scale(x, count)
+            if scale == 0:
+                unmeasurable[name] = f"'{name}' differs by less than a number can hold: not measurable"
+                continue
             factors.append(Factor(name, kind, column, center=center, scale=scale))
         else:
             # Names are ordered as names: the raw value of a name is a hash, which means nothing.
             ordered = sorted(levels.tolist(), key=lambda v: (printed.get(v, ""), v))
-            labels = tuple(printed.get(v, _label(v)) for v in ordered)
+            labels = tuple(printed.get(v, shown) for v, shown in zip(ordered, _labels(ordered)))
             factors.append(Factor(name, kind, column, tuple(ordered), labels))
     return Design(tuple(factors), unmeasurable)

@@ -120,6 +120,8 @@ def hsic(h: Tensor, z: Tensor, cell_of_given: Tensor | None = None) -> Tensor | 
         A scalar, about 0 (independent) to 1 (a function of each other), below 0 by chance; None where no class has 4 samples
         and two values of `z`.
     """
+    if len(h) < LEAST:
+        return None
     cell = torch.zeros(len(h), dtype=torch.int64, device=h.device) if cell_of_given is None else cell_of_given
     classes, place = cell.unique(return_inverse=True)
     units = standardised(h, F.one_hot(place, len(classes)))

@@ -18,6 +18,8 @@ from lightning_interp.errors import VariableError
 from lightning_interp.functional.moments import Moments
 
 DEPENDENT = 1e-10  # relative singular value under which columns of Σ_hz count as dependent, or as zero
+ROUNDING = 1e-14  # of the mean activation: a covariance with z below it is none
+CONDITIONED = 1e-9  # least pivot, in units of the largest variance, at which Cholesky's factor is as good as eigenvalues
 TOLD_APART = 1e-8  # share of the variance that the given variables must leave
 
 
@@ -114,7 +116,7 @@ def leace(hh: Tensor | LowRank, hz: Tensor, mean: Tensor, ridge: float = 0.0) ->
     """
     hz, mean = hz.double(), mean.double()
     size = hh.trace if isinstance(hh, LowRank) else hh.double().diagonal().sum()
-    q = _basis(hz, float(size.clamp_min(0).sqrt()))
+    q = _basis(hz, max(DEPENDENT * float(size.clamp_min(0).sqrt()), ROUNDING * float(mean.norm())))
     if q.shape[1] == 0:
         return Eraser(mean, q, q.T)
     if isinstance(hh, LowRank):
@@ -149,9 +151,8 @@ def random_leace(
     return leace(hh, rows.T @ labels / max(1, len(rows)) ** 0.5, mean, ridge)
 
 
-def _basis(hz: Tensor, size: float) -> Tensor:
-    length = hz.norm(dim=0)
-    kept = hz[:, length > DEPENDENT * size]
+def _basis(hz: Tensor, least: float) -> Tensor:
+    kept = hz[:, hz.norm(dim=0) > least]
     if kept.shape[1] == 0:
         return kept
     u, s, _ = torch.linalg.svd(kept / kept.norm(dim=0), full_matrices=False)
@@ -159,10 +160,15 @@ def _basis(hz: Tensor, size: float) -> Tensor:
 
 
 def _solve(a: Tensor, b: Tensor, definite: bool) -> Tensor:
-    if definite:
-        factor, info = torch.linalg.cholesky_ex(a)
-        if not int(info):
-            return torch.cholesky_solve(b, factor)
+    live = a.diagonal() > 0
+    if not bool(live.all()):  # units that never vary, as of a ReLU that is off: nothing is read from them
+        out = torch.zeros_like(b)
+        out[live] = _solve(a[live][:, live], b[live], definite)
+        return out
+    factor, info = torch.linalg.cholesky_ex(a)
+    pivots = factor.diagonal() ** 2
+    if not int(info) and (definite or bool(pivots.min() > CONDITIONED * a.diagonal().max())):
+        return torch.cholesky_solve(b, factor)
     values, vectors = torch.linalg.eigh(a)
     kept = values > values[-1] * len(a) * torch.finfo(a.dtype).eps
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1), 0)
@@ -307,6 +313,7 @@ def erased(m: Moments, eraser: Eraser) -> Moments:
     """The moments of the erased activations: nothing but the moments is needed."""
     q = m.columns
     keep = torch.eye(len(m.gram), dtype=m.gram.dtype, device=m.gram.device) - eraser.read @ eraser.write
-    mean = torch.cat([m.mean[:, :q], eraser(m.hidden)], dim=1)
+    hidden = torch.where((m.count > 0).unsqueeze(1), eraser(m.hidden), m.hidden)  # an empty group's mean stays zero
+    mean = torch.cat([m.mean[:, :q], hidden], dim=1)
     cross = torch.cat([m.cross[:, :, :q], m.cross[:, :, q:] @ keep], dim=2)
     return Moments(m.count, mean, cross, keep.T @ m.gram @ keep)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_STRIP = 128  # units
+
 
 class Moments(NamedTuple):
     """Grouped moments of y = [x, h]: x the continuous variables `[q]`, h the activation `[d]`.
@@ -86,16 +88,16 @@ def moments(h: Tensor, x: Tensor, member: Tensor, groups: int, crossed: int | No
     Returns:
         float64 `Moments`.
     """
-    y = torch.cat([x.double(), h.double()], dim=1)
-    n, q = y.shape[0], x.shape[1]
+    n, q, d = len(h), x.shape[1], h.shape[1]
+    y = torch.empty(n, q + d, dtype=torch.float64, device=h.device)
+    y[:, :q], y[:, q:] = x, h
     count = torch.zeros(groups, dtype=torch.float64, device=h.device)
     total = torch.zeros(groups, y.shape[1], dtype=torch.float64, device=h.device)
     if n == 0:
-        d = h.shape[1]
         cross = y.new_zeros(groups if crossed is None else crossed, q, y.shape[1])
         return Moments(count, total, cross, y.new_zeros(d, d) if pairs else y.new_zeros(d))
     center = y.mean(0)
-    y = y - center  # group sums of centred rows: a large common mean costs no digits
+    y -= center  # group sums of centred rows: a large common mean costs no digits
     ones = torch.ones(n, dtype=torch.float64, device=h.device)
     count[0], total[0] = n, y.sum(0)
     for column in member.unbind(1):
@@ -105,9 +107,20 @@ def moments(h: Tensor, x: Tensor, member: Tensor, groups: int, crossed: int | No
     cross = _crosses(y, q, member, groups if crossed is None else crossed)
     c = len(cross)
     cross -= count[:c, None, None] * mean[:c, :q].unsqueeze(2) * mean[:c].unsqueeze(1)
-    hc = y[:, q:] - mean[0, q:]
-    gram = hc.T @ hc if pairs else (hc**2).sum(0)
+    left = mean[0, q:]  # of the centring, by rounding
+    gram = products(y[:, q:]) - n * left.outer(left) if pairs else (y[:, q:] ** 2).sum(0) - n * left**2
     return Moments(count, torch.where((count > 0).unsqueeze(1), mean + center, mean), cross, gram)
+
+
+def products(y: Tensor) -> Tensor:
+    """Y'Y of `[n, d]`, `[d, d]`; a strip at a time, and only from the diagonal on: the rest is its mirror image."""
+    d = y.shape[1]
+    out = y.new_empty(d, d)
+    for start in range(0, d, _STRIP):
+        stop = min(d, start + _STRIP)
+        out[start:stop, start:] = y[:, start:stop].T @ y[:, start:]
+        out[stop:, start:stop] = out[start:stop, stop:].T
+    return out
 
 
 def _crosses(y: Tensor, q: int, member: Tensor, crossed: int) -> Tensor:

@@ -41,7 +41,7 @@ def explain_output(raw: Tensor, target: Tensor | None, task: str | None = None) 
         LayerError: the output has another shape.
         LabelError: the target does.
     """
-    if raw.ndim not in (1, 2) or not raw.is_floating_point():
+    if raw.ndim not in (1, 2) or not raw.is_floating_point() or raw.shape[1:] == (0,):
         raise LayerError(
             f"`output` expects a floating tensor [n] or [n, c], got {raw.dtype} {list(raw.shape)}. "
             "Name the module that makes the logits, such as output='head'."
@@ -52,6 +52,8 @@ def explain_output(raw: Tensor, target: Tensor | None, task: str | None = None) 
         return Explained(task, o, None)
     hard = None if target is None else target.to(o.device)
     if task == "multilabel":
+        if hard is not None and hard.numel() != o.numel():
+            raise LabelError(f"`target` expects a label for each output, {list(o.shape)}, got shape {list(hard.shape)}.")
         return Explained(task, o, None if hard is None else ((o > 0) == (hard.reshape(o.shape) > 0.5)).double().mean(1))
     if hard is not None and hard.numel() != len(o):
         raise LabelError(f"`target` expects one class per sample, {len(o)}, got shape {list(hard.shape)}.")

@@ -124,9 +124,8 @@ def block_r2(missed: Tensor, total: Tensor, blocks: Sequence[slice]) -> Tensor:
     Returns:
         `[len(blocks)]` or `[len(blocks), r]`; NaN where the total is not positive.
     """
-    width = torch.tensor([b.stop - b.start for b in blocks])
-    columns = torch.cat([torch.arange(b.start, b.stop) for b in blocks]).to(missed.device)
-    block = torch.arange(len(blocks)).repeat_interleave(width).to(missed.device)
+    places = [(i, column) for i, b in enumerate(blocks) for column in range(b.start, b.stop)]
+    block, columns = torch.tensor(places, dtype=torch.int64, device=missed.device).reshape(-1, 2).unbind(1)
     zero = missed.new_zeros(len(blocks), *missed.shape[1:])
     left, whole = (zero.index_add(0, block, part[columns]) for part in (missed, total))
     return torch.where(whole > 0, 1 - left / whole, torch.nan)
@@ -142,13 +141,18 @@ def auroc(scores: Tensor, positive: Tensor) -> Tensor:
     Returns:
         `[t]`; NaN where a class is missing.
     """
-    columns = scores.T.contiguous()
-    ordered = columns.sort(dim=1).values
+    ordered, order = scores.T.contiguous().sort(dim=1)
+    place = torch.arange(len(scores), device=scores.device).expand_as(ordered)
     # Average rank under ties: half way between the first and the last place that the score could take.
-    rank = ((torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1) / 2).double().T
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(fresh, place, 0).cummax(1).values
+    last = torch.where(fresh.roll(-1, 1), place, len(scores)).flip(1).cummin(1).values.flip(1)
+    hit = positive.T.gather(1, order)
     ones = positive.sum(0).double()
     zeros = len(scores) - ones
-    return ((rank * positive).sum(0) - ones * (ones + 1) / 2) / (ones * zeros)
+    rank = (hit * (first + last + 2)).sum(1).double() / 2
+    return (rank - ones * (ones + 1) / 2) / (ones * zeros)
 
 
 def balanced_accuracy(scores: Tensor, level: Tensor, midpoint: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def cut(readings: Tensor, least: int = 1) -> Cut:
     """The best cut of each column in two: exact 2-means on a line (Fisher 1958; Otsu 1979).
 
     Args:
-        readings: `[n, s]`, n ≥ 2.
+        readings: `[n, s]`, n ≥ 1.
         least: rows on the smaller side at least.
 
     Returns:
@@ -48,6 +48,8 @@ def cut(readings: Tensor, least: int = 1) -> Cut:
     """
     ordered = readings.sort(dim=0).values
     n = len(ordered)
+    if n == 1:
+        return Cut(ordered[0], ordered[0], ordered[0], torch.zeros_like(ordered[0]))
     below = torch.arange(1, n, dtype=ordered.dtype, device=ordered.device).unsqueeze(1)
     total = ordered.cumsum(0)
     low, high = total[:-1] / below, (total[-1] - total[:-1]) / (n - below)

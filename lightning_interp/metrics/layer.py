@@ -12,10 +12,12 @@ from torchmetrics import Metric
 from lightning_interp.functional.moments import Moments, coarsen, moments
 from lightning_interp.functional.sampling import uniform
 from lightning_interp.functional.unique import unique_rows
+from lightning_interp.functional.weights import MAX_CELLS
+from lightning_interp.processes import states_of_all
 
 CONTROLS = 5
 BINS = 32
-MAX_GROUPS = 256
+MAX_GROUPS = MAX_CELLS  # over these, weights are natural, and single levels are all that they need
 MAX_CROSSED = 4096  # rows of cross products of continuous variables that the cells may take, as many as single rows are kept
 WIDE = 2048  # units up to which products of all pairs of units are kept, 32 MiB in each fold
 FOLD, KEPT, CONTROL = 0, 1, 2  # streams of the sample's random numbers
@@ -109,7 +111,7 @@ def _groups(values: Tensor, bins: Tensor, discrete: Sequence[bool]) -> tuple[Ten
     named = torch.where(torch.tensor(discrete, device=values.device), values, _ANY)
     patterns = [unique_rows(named)] if any(discrete) and len(values) else []
     if patterns and len(patterns[0][0]) > most_cells(discrete):
-        patterns = [_levels(values, j) for j in range(p) if discrete[j]]
+        patterns = _all_levels(values, [j for j in range(p) if discrete[j]])
     elif patterns:
         crossed += len(patterns[0][0])
     keys = [torch.full((1, p + 2), _ANY, dtype=torch.float64, device=values.device)]
@@ -123,12 +125,24 @@ def _groups(values: Tensor, bins: Tensor, discrete: Sequence[bool]) -> tuple[Ten
     return torch.cat(keys), torch.stack(member, dim=1), crossed
 
 
-def _levels(values: Tensor, column: int) -> tuple[Tensor, Tensor]:
-    """The levels of one variable as keys `[levels, p]`, and each row's, int64 `[n]`."""
-    found, index = unique_rows(values[:, column : column + 1])
-    keys = torch.full((len(found), values.shape[1]), _ANY, dtype=torch.float64, device=values.device)
-    keys[:, column] = found[:, 0]
-    return keys, index
+def _all_levels(values: Tensor, columns: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The levels of each of some variables as keys `[levels, p]`, and each row's, int64 `[n]`."""
+    bits = values[:, columns].contiguous().view(torch.int64)
+    low, high = bits.amin(0), bits.amax(0)
+    second = bits == high
+    two = ((low != high) & (second | (bits == low)).all(0)).tolist()  # as most variables are: all of them in one go
+    at_high = second.T.long()
+    out = []
+    for i, j in enumerate(columns):
+        if two[i]:
+            found, index = torch.stack([low[i], high[i]]).view(torch.float64), at_high[i]
+        else:
+            rows, index = unique_rows(values[:, j : j + 1])
+            found = rows[:, 0]
+        keys = torch.full((len(found), values.shape[1]), _ANY, dtype=torch.float64, device=values.device)
+        keys[:, j] = found
+        out.append((keys, index))
+    return out
 
 
 class LayerStatistics(Metric):
@@ -197,8 +211,9 @@ class LayerStatistics(Metric):
         # The bits of the source travel as a float64 and come back untouched.
         bits = (torch.zeros_like(key) if source is None else source).view(torch.float64)
         own = torch.cat([m.chance[:, None], m.second.double()[:, None], bits[:, None], m.bins.double(), values], dim=1)
-        first = m.order[: self.max_kept]
-        rows = torch.cat([own[first], h[first].double()], dim=1)
+        first, k = m.order[: self.max_kept], own.shape[1]
+        rows = torch.empty(len(first), k + h.shape[1], dtype=torch.float64, device=h.device)
+        rows[:, :k], rows[:, k:] = own[first], h[first]
         self.rows = [self._smallest([*(r for r in self.rows if r.numel()), rows])]
 
     def compute(self) -> LayerSummary | None:
@@ -207,7 +222,7 @@ class LayerStatistics(Metric):
 
     def merged(self) -> LayerSummary | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
-        with self.sync_context():
+        with states_of_all(self, _STATES):
             return self._merged()
 
     def _merged(self) -> LayerSummary | None:
@@ -307,7 +322,7 @@ def _by_level(keys: Tensor, m: Moments, discrete: Sequence[bool]) -> tuple[Tenso
     out_keys, parts = [keys[:1]], [m.select(torch.tensor([0], device=keys.device))]
     cells = Moments(m.count[cell], m.mean[cell], m.cross[cell, :0], m.gram)
     for j in (j for j, d in enumerate(discrete) if d):
-        found, index = _levels(keys[cell, :-2], j)
+        ((found, index),) = _all_levels(keys[cell, :-2], [j])
         out_keys.append(torch.cat([found, torch.full_like(found[:, :1].expand(-1, 2), _ANY)], dim=1))
         parts.append(coarsen(cells, index, len(found)))
     out_keys.append(keys[len(m.cross) :])

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_interp.functional.table import Table
+from lightning_interp.processes import states_of_all
 
 
 class OutputTable(Metric):
@@ -54,7 +55,7 @@ class OutputTable(Metric):
 
     def merged(self) -> Table | None:
         """`compute` without torchmetrics' own ending, which makes tensors of one element scalars."""
-        with self.sync_context():
+        with states_of_all(self, ["rows"]):
             return self._merged()
 
     def _merged(self) -> Table | None:

@@ -13,6 +13,7 @@ from lightning_interp.activations.checkpoints import kept
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.activations.quiet import Draws, unnoticed
 from lightning_interp.activations.select import device_of
+from lightning_interp.activations.spread import unwrapped
 from lightning_interp.activations.tap import Tap, fitting
 from lightning_interp.batches import Inputs
 from lightning_interp.errors import InterpError
@@ -177,6 +178,6 @@ class Derivative:
 
         ignored: list[Tensor] = []
         known = standing_in(chosen.calls, self.layer.layer.module, cast)
-        with unnoticed(self.model), kept(), known, self.layer.open(ignored, put):
+        with unnoticed(self.model), unwrapped(self.model), kept(), known, self.layer.open(ignored, put):
             self._start.restore()
             return run_again(self.model, self.inputs, self.output, batch, len(value)), all(same) and not waiting

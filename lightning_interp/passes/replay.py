@@ -15,6 +15,7 @@ from lightning_interp.activations.capture import hooked
 from lightning_interp.activations.pooling import Pooling, output_of
 from lightning_interp.activations.quiet import quiet
 from lightning_interp.activations.select import Layer
+from lightning_interp.activations.spread import unwrapped, whole
 from lightning_interp.batches import Inputs, moved, nbytes
 from lightning_interp.errors import LayerError
 from lightning_interp.progress import bar
@@ -115,8 +116,8 @@ class Caller:
 
 @contextmanager
 def own_pass(model: nn.Module, gradients: bool) -> Iterator[None]:
-    """Quiet, with gradients on or off, and out of any inference mode of the caller's."""
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), quiet(model):
+    """Quiet, with gradients on or off, and out of any inference mode of the caller's; of a sharded model a collective."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), whole(model), unwrapped(model), quiet(model):
         yield
 
 

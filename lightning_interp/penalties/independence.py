@@ -90,8 +90,10 @@ class IndependencePenalty(Penalty):
     with the confounder inside the classes (a finer level, not labelled) is removed with it. *Cost:* correlation: that of
     two n × d products; HSIC: n_k²·d for each class of n_k samples. *Measured* (digits on grass, 5 seeds, before the head):
     worst group 0.64 (correlation, weight 10) and 0.68 (HSIC, 3), balanced weights alone 0.43; more weight shrinks the output.
-    *Source:* correlation: Zhao et al. 2020 and Adeli et al.
-    2021, there adversarial; HSIC: Gretton et al. 2005 and Song et al. 2012, normalised as in Kornblith et al. 2019;
+    On shortcuts that nobody built: the best of what needs labels alone on white frames of pictures (accuracy with the frames
+    exchanged 0.86 and 0.89, balanced weights 0.76), worse than balanced weights on Adult (worst group 0.68 and 0.71, 0.73),
+    and on film reviews at a price (accuracy 0.59 and 0.57, plain 0.69). *Source:* correlation: Zhao et al. 2020 and Adeli et
+    al. 2021, there adversarial; HSIC: Gretton et al. 2005 and Song et al. 2012, normalised as in Kornblith et al. 2019;
     independence given the label, against shortcuts: Makar et al. 2022, Pogodin et al. 2023.
 
     Args:

@@ -38,7 +38,9 @@ def _samples(s: Mapping[str, Any] | None) -> str:
         return "–"
     if kind == "image":
         png = str(s["png"])
-        return f'<img alt="{s["count"]} samples" src="data:image/png;base64,{png}">' if BASE64.fullmatch(png) else "–"
+        return (
+            f'<img alt="{escape(str(s["count"]))} samples" src="data:image/png;base64,{png}">' if BASE64.fullmatch(png) else "–"
+        )
     if kind == "text":
         return "".join(f"<p>{escape(str(text))}</p>" for text in s["texts"])
     heads = "".join(f"<th>{escape(str(c))}</th>" for c in s["columns"])

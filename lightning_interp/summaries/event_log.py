@@ -72,12 +72,19 @@ def write_json(writer: Any, tag: str, content: Mapping[str, Any], step: int) -> 
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    text = json.dumps(without_nan(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = _compact(content)
+    except ValueError:  # a number that is not finite: rare, and looking for it takes as long as writing
+        text = _compact(without_nan(content))
     # without the data class, TensorBoard does not show the tag to anyone
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR)
     # a lone half of a surrogate pair, which a name may hold, has no UTF-8
     value = TensorProto(dtype=DT_STRING, string_val=[text.encode("utf-8", "replace")], tensor_shape=TensorShapeProto())
     _add_summary(writer, Summary(value=[Summary.Value(tag=tag, tensor=value, metadata=metadata)]), step)
+
+
+def _compact(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def read_json(text: str | bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lightning_interp.summaries.event_log import VERSION, features_tag, write_json
+from lightning_interp.summaries.markdown import block, cell
 
 SHOWN = 3  # features whose samples are written as pictures: a page of TensorBoard is no place for more
 
@@ -40,7 +41,7 @@ def _write_samples(writer: Any, tag: str, samples: Mapping[str, Any] | None, ste
         sheet = Image.open(io.BytesIO(base64.b64decode(samples["png"])))
         writer.add_image(tag, np.asarray(sheet), step, dataformats="HWC")
     elif samples["kind"] == "text":
-        writer.add_text(tag, "\n\n".join(f"    {text}" for text in samples["texts"]), step)
+        writer.add_text(tag, "\n\n".join(map(block, samples["texts"])), step)
     else:
-        head = f"| {' | '.join(samples['columns'])} |\n|{'---|' * len(samples['columns'])}\n"
+        head = f"| {' | '.join(map(cell, samples['columns']))} |\n|{'---|' * len(samples['columns'])}\n"
         writer.add_text(tag, head + "\n".join(f"| {' | '.join(f'{x:.4g}' for x in row)} |" for row in samples["rows"]), step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_interp.events import HIDDEN_FACTOR, Effect, Event
+from lightning_interp.summaries.markdown import block, cell
 
 
 def equation_text(event: Event) -> str:
@@ -18,7 +19,7 @@ def equation_text(event: Event) -> str:
         size = event.magnitude.get(name)
         interval = "" if one is None or one.low is None or one.high is None else f"{one.low:.3f} … {one.high:.3f}"
         cells = (
-            _cell(name),
+            cell(name),
             "" if size is None else f"{size:.3f}",
             interval,
             _percent(share.value),
@@ -26,13 +27,8 @@ def equation_text(event: Event) -> str:
             "" if one is None or one.robustness is None else f"{one.robustness:.2f}",
         )
         rows.append(f"| {' | '.join(cells)} |")
-    head = "\n".join(f"    {line}" for line in str(event).splitlines())
-    return f"{head}\n\n" + "\n".join(rows) + f"\n\n{HIDDEN_FACTOR}"
+    return f"{block(event)}\n\n" + "\n".join(rows) + f"\n\n{HIDDEN_FACTOR}"
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
-
-
-def _cell(name: str) -> str:
-    return name.replace("|", "\\|")

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from torchmetrics import MeanMetric
@@ -177,7 +178,7 @@ class BoringData(LightningDataModule):
 
 
 def loader(items: Dataset, shuffle: bool = False, workers: int = 0, batch: int = BATCH) -> DataLoader:
-    return DataLoader(items, batch, shuffle, num_workers=workers, persistent_workers=workers > 0)
+    return DataLoader(items, batch_size=batch, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
 def probe_loader(n: int = VAL, batch: int = BATCH) -> DataLoader:
@@ -260,6 +261,8 @@ def hooks(model: nn.Module) -> int:
 
 def bits(found: Any) -> Any:
     """Tensors as bytes, in dicts and lists, so that `==` compares bits."""
+    if isinstance(found, DTensor):
+        found = found.to_local()
     if isinstance(found, Tensor):
         return found.dtype, tuple(found.shape), found.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(found, dict):

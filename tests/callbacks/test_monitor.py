@@ -40,13 +40,12 @@ def probe(kind):
 # --- watching changes nothing -----------------------------------------------------------------------------------------
 
 
-def everything(watcher, workers=0, compiled=None, **options):
+def everything(watcher, workers=0, compiled=None, net=Boring, **options):
     """A run's every bit: weights, buffers, optimizer, metrics, flags, random streams, and what the user logged."""
     memory = Memory()
     data = BoringData(workers=workers)
-    run, model = fit(
-        *([] if watcher is None else [watcher]), model=partial(Boring, compiled=compiled), data=data, logger=memory, **options
-    )
+    made = partial(net, compiled=compiled)
+    run, model = fit(*([] if watcher is None else [watcher]), model=made, data=data, logger=memory, **options)
     lines = [(s, {k: v for k, v in line.items() if not k.startswith("watch/")}) for s, line in memory.lines]
     return {
         "weights": boring.bits(model.state_dict()),

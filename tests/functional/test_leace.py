@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lightning_interp.errors import VariableError
-from lightning_interp.functional.erasure import balanced, balanced_leace, erased, leace, natural, net, partial_leace
+from lightning_interp.functional.erasure import (
+    balanced,
+    balanced_leace,
+    erased,
+    leace,
+    natural,
+    net,
+    partial_leace,
+    random_leace,
+)
 from lightning_interp.functional.moments import moments
 
 SEEDS = st.integers(0, 2**31)
@@ -66,6 +75,31 @@ def test_equal_to_the_reference_package_on_repeated_rows():
     repeated = reference(h.repeat_interleave(w, 0), z.repeat_interleave(w, 0))
     torch.testing.assert_close(ours(h), repeated(h), rtol=1e-5, atol=1e-5)
     assert (ours(h) - reference(h, z)(h)).abs().max() > 0.01
+
+
+def by_eigenvalues(hh, hz, mean, h):
+    """The projection with a pseudo-inverse, as Theorem 4.2 has it."""
+    values, vectors = torch.linalg.eigh(hh)
+    kept = values > values[-1] * len(hh) * torch.finfo(hh.dtype).eps
+    whiten = vectors[:, kept] @ torch.diag(values[kept].rsqrt()) @ vectors[:, kept].T
+    back = vectors[:, kept] @ torch.diag(values[kept].sqrt()) @ vectors[:, kept].T
+    u, s, _ = torch.linalg.svd(whiten @ hz, full_matrices=False)
+    u = u[:, s > 1e-9 * s[0]]
+    return h - (h - mean) @ (back @ u @ u.T @ whiten).T
+
+
+@given(SEEDS, st.sampled_from(["full", "copies", "dead", "both", "scales", "few"]))
+def test_equal_to_the_pseudo_inverse_whatever_the_rank(seed, case):
+    h, z = sample(seed, 8 if case == "few" else 200, 12, 2)
+    if case in ("copies", "both"):
+        h[:, 3], h[:, 4] = h[:, 0], h[:, 1] - 2 * h[:, 2]
+    if case in ("dead", "both"):
+        h[:, 7] = 5.0
+    if case == "scales":
+        h = h * torch.logspace(-1, 1, 12, dtype=torch.float64)
+    hh, hz, mean = covariances(h, z)
+    found, scale = leace(hh, hz, mean), h.std(0).clamp_min(1e-9)
+    torch.testing.assert_close(found(h) / scale, by_eigenvalues(hh, hz, mean, h) / scale, rtol=1e-5, atol=1e-4)
 
 
 # --- the theorem ------------------------------------------------------------------------------------------------------
@@ -317,3 +351,12 @@ def test_moments_of_the_erased_are_those_of_the_erased_rows(seed):
     wanted = moments(eraser(h), z[:, 3:], cell[:, None] + 1, len(codes) + 1)
     for one, other in zip(erased(m, eraser), wanted):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.3113, 1e9])
+def test_of_a_layer_that_is_constant_there_is_nothing_to_erase(value):
+    h, z = torch.full((19, 3), value).double(), (torch.arange(19) % 2).double().unsqueeze(1)
+    rounded = torch.full((3, 1), 1e-17 * value).double()  # what is left of a mean's last digit
+    for hz in (rounded, (h - h.mean(0)).T @ (z - z.mean()) / 19):
+        assert leace(torch.zeros(3, 3).double(), hz, h[0]).rank == 0
+    assert random_leace(torch.zeros(3, 3).double(), h[0], h, 2, torch.Generator().manual_seed(0)).rank == 0

@@ -23,20 +23,32 @@ if __name__ == "__main__":
     class PytorchLightningNet(Steps, Net, pl.LightningModule):
         """The net by its name."""
 
-    def fit(*callbacks: Callback) -> torch.Tensor:
+    def fit(*callbacks: Callback, epochs: int = EPOCHS, path: Path | None = None) -> torch.Tensor:
         pl.seed_everything(0, verbose=False)
         model = PytorchLightningNet()
-        quiet = {f"enable_{name}": False for name in ("checkpointing", "progress_bar", "model_summary")}
+        quiet = {f"enable_{name}": False for name in ("progress_bar", "model_summary")}
+        savers = [c for c in callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)]
         trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=EPOCHS, logger=False, num_sanity_val_steps=0, callbacks=list(callbacks), **quiet
-        )
-        trainer.fit(model, *(DataLoader(part, batch_size=None) for part in torch.load(folder / "data.pt")))
+            accelerator="cpu", max_epochs=epochs, logger=False, num_sanity_val_steps=0, callbacks=list(callbacks),
+            enable_checkpointing=bool(savers), **quiet,
+        )  # fmt: skip
+        trainer.fit(model, *(DataLoader(part, batch_size=None) for part in torch.load(folder / "data.pt")), ckpt_path=path)
         return weights(model)
 
+    def watch() -> Callback:
+        return interp.ConceptMonitor([moo, grass], layers=["encoder.*"], warn_above=float("inf"), **PLACES)
+
+    def suppress() -> Callback:
+        return interp.SuppressConfounder(grass, [moo], weight=WEIGHT, start_epoch=0, ramp_epochs=0, **PLACES)
+
     moo, grass = interp.Concept("moo"), interp.Confounder("grass")
-    monitor = interp.ConceptMonitor([moo, grass], layers=["encoder.*"], warn_above=float("inf"), **PLACES)
-    suppress = interp.SuppressConfounder(grass, [moo], weight=WEIGHT, start_epoch=0, ramp_epochs=0, **PLACES)
-    found = {"weights": fit(monitor), "penalised": fit(suppress), "events": [e.to_dict() for e in monitor.history]}
+    monitor = watch()
+    found = {"weights": fit(monitor), "penalised": fit(suppress()), "events": [e.to_dict() for e in monitor.history]}
+    half = folder / sys.argv[2]
+    fit(watch(), suppress(), pl.callbacks.ModelCheckpoint(half, save_last=True), epochs=1)
+    again = watch()
+    found["resumed"] = fit(again, suppress(), path=half / "last.ckpt")
+    found["resumed events"] = [e.to_dict() for e in again.history]
     found["ours"] = [c.__module__.split(".")[0] for c in type(monitor).__mro__ if c.__name__ == "Callback"]
     found["imported"] = sorted({name.split(".")[0] for name, module in sys.modules.items() if module is not None})
     torch.save(found, folder / f"{sys.argv[2]}.pt")

@@ -271,10 +271,11 @@ def test_the_users_own_loss_function_counts_as_theirs(tmp_path):
 # --- watching changes nothing -----------------------------------------------------------------------------------------
 
 
-def test_watching_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_watching_changes_no_bit(tmp_path, options):
     def run(monitor):
         model = made(bert, dropout=0.2)
-        it = trainer(tmp_path, model, monitor=monitor, train_sampling_strategy="random")
+        it = trainer(tmp_path, model, monitor=monitor, train_sampling_strategy="random", **options)
         it.train()
         losses = [line["eval_loss"] for line in it.state.log_history if "eval_loss" in line]
         return (
@@ -332,14 +333,15 @@ def test_a_checkpoint_holds_plain_types(full):
     assert len(state["suppressions"]) == 1
 
 
-def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, options):
     class Stop(transformers.TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             control.should_training_stop = True
 
     def run(folder, stop=False, resume=None):
         monitor, s = watch(TEXT, ["embed"]), suppression()
-        it = trainer(folder, made(Bag, dropout=0.2), Sentences, monitor, [s], save_strategy="epoch")
+        it = trainer(folder, made(Bag, dropout=0.2), Sentences, monitor, [s], save_strategy="epoch", **options)
         if stop:
             it.add_callback(Stop)
         it.train(resume_from_checkpoint=resume)
@@ -418,7 +420,11 @@ def test_two_processes_measure_what_one_does(tmp_path):
         command = [sys.executable, *launch, str(ROOT / "tests" / "loops" / "by_torchrun.py"), str(tmp_path)]
         env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=env, timeout=300, check=True, capture_output=True)
-    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    one, two = (torch.load(tmp_path / f"{processes}.pt", weights_only=False) for processes in (1, 2))
     assert one["event"]["n"] == 75
     assert_close(two["event"], one["event"])
     assert two["scale"] == one["scale"] == 1.0  # the loss that a step of one batch is, in both
+    for found in (one, two):
+        assert found["watched"] == found["unwatched"]
+        assert found["resumed"] == found["whole"]
+        assert len(found["whole"][1]) == EPOCHS

@@ -201,7 +201,9 @@ def test_pytorch_lightning_finds_what_lightning_finds(reference, tmp_path, how, 
     assert ("lightning" in found["imported"]) == (how == "beside")
     assert torch.equal(found["weights"], reference["weights"])
     assert torch.equal(found["penalised"], reference["penalised"])
-    events = [boring.plain(event) for event in lightning_events(measures=DEFAULT_MEASURES)]
-    for event in found["events"]:
-        del event["cost_seconds"]
-    assert_close(found["events"], events)
+    assert torch.equal(found["resumed"], found["penalised"])
+    for name, more in (("events", ()), ("resumed events", (suppress(),))):
+        events = [boring.plain(event) for event in lightning_events(*more, measures=DEFAULT_MEASURES)]
+        for event in found[name]:
+            del event["cost_seconds"]
+        assert_close(found[name], events)

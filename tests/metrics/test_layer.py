@@ -155,12 +155,12 @@ def test_too_many_cells_fall_to_levels_and_give_the_same_natural_cross_moments(l
 
 
 def test_one_fold_of_cells_and_one_of_levels_make_a_total():
-    # 250 cells in one fold, 350 in the other: the total has levels only
+    # 60 cells in one fold, 100 in the other: the total has levels only
     g = torch.Generator().manual_seed(0)
     key = torch.arange(4000)
     second = uniform(key, 3, FOLD) >= 0.5
-    a = torch.where(second, torch.randint(18, (4000,), generator=g), torch.randint(10, (4000,), generator=g))
-    values = torch.stack([a, torch.randint(18, (4000,), generator=g)], 1).double()
+    a = torch.where(second, torch.randint(10, (4000,), generator=g), torch.randint(6, (4000,), generator=g))
+    values = torch.stack([a, torch.randint(10, (4000,), generator=g)], 1).double()
     h = torch.randn(4000, D, generator=g, dtype=torch.float64) + values[:, :1]
     s = summary([slice(None)], h, values, key, [True, True])
     assert is_cell(s.keys[0], [True, True]).any()

@@ -63,11 +63,17 @@ export class Table {
   }
 
   async toClipboard() {
-    const line = (values) => values.map((v) => String(v ?? "").replace(/[\t\r\n]+/g, " ")).join("\t");
+    const line = (values) => values.map(cellText).join("\t");
     const columns = ["step", "epoch", ...COLUMNS];
     const text = [line(columns), ...this.sorted().map((record) => line(columns.map((name) => record[name])))].join("\n");
     this.said.textContent = (await copied(text)) ? "Copied." : "The browser did not allow it.";
   }
+}
+
+// A name that begins as a formula does would be worked out by the spreadsheet that it is pasted into.
+function cellText(value) {
+  const text = String(value ?? "").replace(/[\t\r\n]+/g, " ");
+  return typeof value === "string" && /^\s*[=+@-]/.test(text) ? `'${text}` : text;
 }
 
 function cell(record, name) {

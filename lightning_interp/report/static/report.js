@@ -34,8 +34,10 @@ const sort = (head) => {
 };
 table?.tHead.addEventListener("click", (event) => { if (event.target.closest("th")) sort(event.target.closest("th")); });
 table?.tHead.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(event.target.closest("th")); });
+// A name that begins as a formula does would be worked out by the spreadsheet that it is pasted into.
+const copied = (cell) => cell.dataset.value ?? cell.textContent.replace(/[\t\r\n]+/g, " ").replace(/^(?=\s*[=+@-])/, "'");
 document.getElementById("copy")?.addEventListener("click", async (event) => {
-  const lines = [...table.rows].map((row) => [...row.cells].map((cell) => cell.dataset.value ?? cell.textContent).join("\t"));
+  const lines = [...table.rows].map((row) => [...row.cells].map(copied).join("\t"));
   const area = Object.assign(document.createElement("textarea"), { value: lines.join("\n") });
   document.body.append(area);
   area.select();
