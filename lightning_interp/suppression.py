@@ -14,27 +14,27 @@ from torch.nn import functional as F
 
 from lightning_interp.activations.pooling import Pooling
 from lightning_interp.batches import Inputs, Place, load_function
-from lightning_interp.budget import Budget, Reading, check_measure, reading
+from lightning_interp.budget import Budget, Reading
 from lightning_interp.certificate import certificate
 from lightning_interp.errors import InterpError, InterpWarning, NearestArgument, VariableError, alike, described
 from lightning_interp.events import Event
-from lightning_interp.held_out import HeldOut
+from lightning_interp.gradient_cap import GradientCap
 from lightning_interp.penalties import BalancedReweighting, ContributionPenalty, Penalty, Step
 from lightning_interp.processes import gathered, together, world
 from lightning_interp.reading import Reader
 from lightning_interp.recent import Recent
 from lightning_interp.saved_state import restoring
 from lightning_interp.shown_pattern import MOST, ShownPattern
+from lightning_interp.steering import Steering
 from lightning_interp.step_watcher import StepWatcher, Taken
 from lightning_interp.training_design import TrainingDesign
 from lightning_interp.training_steps import Losses, TrainingSteps
-from lightning_interp.variables import Variable, check_labelled, check_variables, concept_names
+from lightning_interp.variables import Variable, check_labelled, check_variables
 
 STATE_VERSION = 1
 OWN = ("recent", "steps", "skipped", "acted", "penalty", "reference", "held_out", "said")  # as of `erasure.OWN`
 IDLE = 100  # batches
 ENOUGH = 512  # samples, after which variables that were never told apart are said to be the same
-FADING = 0.75  # of the task's largest gradient, from one measurement to the next
 
 
 def default_losses(output: Tensor, target: Tensor) -> Tensor:
@@ -59,6 +59,14 @@ class Found(NamedTuple):
     step: Step
     term: Tensor
     extra: Tensor | None
+
+
+def _task_loss(found: Found, loss: Tensor | None) -> Tensor | None:
+    """The task's loss with what balanced weights add to it; None where there is none."""
+    if loss is None:
+        losses = found.step.losses
+        loss = None if losses is None else losses.mean()
+    return loss if loss is None or found.extra is None else loss + found.extra
 
 
 class Suppression(NearestArgument):
@@ -123,11 +131,8 @@ class Suppression(NearestArgument):
         self._shown = None if self.term.needs_labels or confounder.examples is None else ShownPattern(self.term.every_n_steps)
         if self._shown is None:
             check_labelled(self.variables, f"`penalty={self._kind}`")
-        check_measure(budget_on)  # also where no budget is given: a wrong name is no choice
-        self.budget = None if budget is None else Budget(budget, budget_on)
-        self.only_above = only_above
-        self._fixed = 1.0 if weight is None else weight
-        self.cap = cap
+        self._steering = Steering(confounder, given, weight, budget, budget_on, only_above, self._announce)
+        self._cap = GradientCap(cap, budget is not None, self.say)
         self.layer = layer
         self._check(weight)
         if self._shown is not None:
@@ -143,15 +148,8 @@ class Suppression(NearestArgument):
         self._reader = Reader(labelled, self.inputs, target, None, None)
         losses: Losses = load_function(loss_fn, "loss_fn") if isinstance(loss_fn, str) else loss_fn or default_losses
         self.steps = TrainingSteps(labelled, self.term.window_rows, losses)
-        self.recent = Recent(self.variables) if self.budget or only_above is not None else None
-        self.before: Event | None = None
-        self.measured: Event | None = None
-        self.concepts = concept_names(given)
-        self._held_out = HeldOut()
+        self.recent = None if self._steering.reads is None else Recent(self.variables)
         self._reweight = BalancedReweighting()
-        self._begun = False  # whether the penalty was ever in force
-        self._in_force = False  # whether it was since the last measurement
-        self._used = 0.0  # the last weight that was
         self._compared = False
         self._worked = False
         self._has_read = False  # the labels of any batch
@@ -161,26 +159,15 @@ class Suppression(NearestArgument):
         self.skipped = 0
         self.acted = 0
         self.last: dict[str, float | Tensor] = {}
-        self._reference = torch.zeros(())  # under a budget: the largest gradient of the task's loss of late
         self._bound: StepWatcher | None = None
         if model is not None:
             self.bind(model)
 
     def _check(self, weight: float | None) -> None:
         kind = self._kind
-        if weight is not None and not weight >= 0:
-            raise InterpError(f"`weight` expects 0 or more, got {weight!r}.")
-        if weight is not None and self.budget is not None:
-            raise InterpError(f"`weight` and `budget` were both given ({weight!r} and {self.budget.limit!r}); give one.")
         if self.term.replaces_loss and (weight is not None or self.budget is not None):
             what = "weight" if self.budget is None else "budget"
             raise InterpError(f"`{what}` does not go with `penalty={kind}`: it replaces the mean loss, and has no weight.")
-        if not self.cap > 0:
-            raise InterpError(f"`cap` expects over 0, got {self.cap!r}.")
-        if self.only_above is not None and not 0 < self.only_above < 1:
-            raise InterpError(f"`only_above` expects a share between 0 and 1, got {self.only_above!r}.")
-        if self.budget is not None and self.budget.on == "ratio" and len(self.variables) < 2:
-            raise InterpError("`budget_on='ratio'` compares with the concepts: name them in `given`.")
         if self.term.needs_intervention and self.confounder.intervention is None:
             raise VariableError(
                 f"`penalty={kind}` needs an `intervention` of '{self.confounder.name}', a function batch -> batch."
@@ -197,8 +184,8 @@ class Suppression(NearestArgument):
                 f"`given` has no meaning with '{name}', which has `examples`: the sets are compared as they are, with nothing "
                 f"held fixed; got {[v.name for v in given]}. What should matter must be alike in both sets."
             )
-        if self.budget is not None or self.only_above is not None:
-            check_labelled([self.confounder], f"`{self._reads}`")
+        if self._steering.reads is not None:
+            check_labelled([self.confounder], f"`{self._steering.reads}`")
 
     @property
     def design(self) -> TrainingDesign:
@@ -212,13 +199,22 @@ class Suppression(NearestArgument):
     @property
     def weight(self) -> float:
         """λ now: the fixed weight, or the budget's multiplier; 0 while the share is not over `only_above`."""
-        if self.only_above is not None and not self._above(self.only_above):
-            return 0.0
-        return self._fixed if self.budget is None else self.budget.multiplier
+        return self._steering.weight
 
-    def _above(self, least: float) -> bool:
-        share = None if self.measured is None else self.reading(self.measured).share
-        return share is None or share > least  # not known yet: it acts
+    @property
+    def budget(self) -> Budget | None:
+        """The budget, None where the weight is fixed."""
+        return self._steering.budget
+
+    @property
+    def before(self) -> Event | None:
+        """The last measurement before the penalty was first in force."""
+        return self._steering.before
+
+    @property
+    def measured(self) -> Event | None:
+        """The last measurement."""
+        return self._steering.measured
 
     # --- the model ----------------------------------------------------------------------------------------------------
 
@@ -304,9 +300,7 @@ class Suppression(NearestArgument):
         zero = torch.zeros(()) if loss is None else torch.zeros_like(loss.detach())
         if self.factor == 0:
             return zero
-        if self.weight > 0:
-            self._in_force = self._begun = True
-            self._used = self.weight
+        self._steering.act()
         if not self._on_all(not isinstance(taken, str)) or isinstance(taken, str):
             return self._skip(zero, taken if isinstance(taken, str) and not self._unread else None)
         try:
@@ -338,7 +332,9 @@ class Suppression(NearestArgument):
             return self._skipped(zero, None, found.extra) if isinstance(found, Found) else found
         term, extra = found.term, found.extra
         weight = self.weight
-        scale = self._scale(taken.raw, weight * term, loss, extra, found.step) if self.term.capped else torch.ones_like(term)
+        scale = torch.ones_like(term)
+        if self.term.capped:
+            scale = self._cap.scale(taken.raw, weight * term, _task_loss(found, loss))
         # On the device: whoever logs them waits for it, at the steps that are logged.
         self.last = {"penalty": term.detach(), "penalty_weight": weight * self.factor, "penalty_scale": scale.detach()}
         self.acted += 1
@@ -352,7 +348,7 @@ class Suppression(NearestArgument):
             return self._skip(zero, None)
         if not self._losses_fit(step, loss):
             return self._skip(zero, "`loss_fn` gives losses that are not finite; there is no penalty in such steps")
-        if self.weight == 0 and self.only_above is not None:
+        if self.weight == 0 and self._steering.only_above is not None:
             self.last = {"penalty_weight": 0.0}
             return zero
         extra = self._reweight(step) if self.balance else None
@@ -380,7 +376,7 @@ class Suppression(NearestArgument):
                 watcher.hidden(taken),
                 (lambda: watcher.intervened(taken, self.confounder.intervened)) if self.term.needs_intervention else None,
                 (lambda task, direction: self._along(taken, task, direction)) if self.term.needs_derivative else None,
-                self._held_out.aim if self.budget is not None and self.term.needs_aim else None,
+                self._steering.held_out.aim if self.budget is not None and self.term.needs_aim else None,
             )
         except VariableError as problem:  # an error in the first batches; a corrupt label later must not end the training
             if not self._worked:
@@ -450,25 +446,6 @@ class Suppression(NearestArgument):
         needed = self.balance or self.term.needs_target
         return step.losses is None or not needed or bool(torch.isfinite(step.losses).all())
 
-    def _scale(self, raw: Tensor, term: Tensor, loss: Tensor | None, extra: Tensor | None, step: Step) -> Tensor:
-        task = loss if loss is not None else None if step.losses is None else step.losses.mean()
-        if task is None:
-            return torch.ones((), device=raw.device)
-        task = task if extra is None else task + extra
-        own = torch.autograd.grad(task, raw, retain_graph=True, allow_unused=True)[0] if task.requires_grad else None
-        (ours,) = torch.autograd.grad(term, raw, retain_graph=True, allow_unused=True)
-        if own is None or ours is None:
-            what = "loss" if own is None else "penalty"
-            self.say(f"the {what} does not depend on the output: the penalty is not capped")
-            return torch.ones((), device=raw.device)
-        allowed = own.double().norm()  # in half precision squares vanish
-        if self.budget is not None:
-            sound = torch.where(allowed.isfinite(), allowed, 0.0)  # one broken step must not stay
-            self._reference = torch.maximum(sound, self._reference.to(allowed))
-            allowed = self._reference
-        bound = self.cap * allowed / ours.double().norm().clamp_min(1e-30)
-        return bound.clamp(max=1.0).to(term.dtype)
-
     def _skip(self, zero: Tensor, why: str | None) -> Tensor:
         self.skipped += 1
         if why:
@@ -502,29 +479,8 @@ class Suppression(NearestArgument):
             event: such as a `Monitor` gives, of the same variables; one without the confounder's share (or the ratio, where
                 the budget is on that) changes nothing.
         """
-        now = self.reading(event)
-        on = "share" if self.budget is None else self.budget.on
-        known = getattr(now, on) is not None
-        if self.recent is not None:  # something hangs on it
-            self._say_what_is_read(event, None if known else on)
-        if not known:
-            return
-        self.measured = event
-        acted, self._in_force = self._in_force, False
-        if not self._begun:
-            self.before = event
-        self._reference = self._reference * FADING
-        if self.budget is None:
-            return
-        if event.mode != "train":
-            self._held_out.take(event)
-        if not self._begun:
-            self.budget.start(now)
-        if acted:
-            self.budget.update(now)
-            cannot = self.budget.report(self.confounder.name)
-            if cannot:
-                self._announce(cannot, key="budget")
+        if self._steering.observe(event):
+            self._cap.fade()
 
     def measure(self, step: int = 0, epoch: int = 0) -> None:
         """Where there is no monitor: measure on the latest training batches; with several processes, all must call it."""
@@ -535,28 +491,14 @@ class Suppression(NearestArgument):
             with together():
                 event = self.recent.event(step, epoch)
         except Exception as problem:  # what was measured must not end the training
-            self._announce(f"`{self._reads}` finds nothing in the training batches: {described(problem)}", key="nothing")
+            text = f"`{self._steering.reads}` finds nothing in the training batches: {described(problem)}"
+            self._announce(text, key="nothing")
         if event is not None:
             self.observe(event)
 
-    @property
-    def _reads(self) -> str:
-        return "only_above" if self.budget is None else "budget"
-
-    def _say_what_is_read(self, event: Event, missing: str | None) -> None:
-        if event.mode == "train":
-            self._announce(
-                f"`{self._reads}` reads the training batches, whose labels a network can memorise; it holds better on the "
-                "validation or probe data of a ConceptMonitor that measures 'contribution'"
-            )
-        if missing:
-            found = event.contribution.get(self.confounder.name)
-            why = found.note if found and found.note else f"it has no {missing} of '{self.confounder.name}'"
-            self._announce(f"`{self._reads}` finds nothing in the event at step {event.step}: {why}", key="nothing")
-
     def reading(self, event: Event) -> Reading:
         """What an event says of the confounder."""
-        return reading(event, self.confounder.name, self.concepts)
+        return self._steering.reading(event)
 
     def certificate(
         self, kind: str = "Suppression", schedule: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
@@ -571,19 +513,15 @@ class Suppression(NearestArgument):
         Returns:
             As `certificate.certificate`; `settings["multiplier"]` is the last that was in force.
         """
-        how = {"weight": self._fixed} if self.budget is None else {
-            "budget": self.budget.limit, "budget_on": self.budget.on, "multiplier": self._used, "held": self.budget.held,
-        }  # fmt: skip
         settings = {
-            "penalty": self._kind, **how, **(schedule or {}), "only_above": self.only_above, "balance": self.balance,
-            "cap": self.cap, "output": self.output, "layer": self.layer, "steps_acted": self.acted,
-            "steps_skipped": self.skipped,
+            "penalty": self._kind, **self._steering.settings(), **(schedule or {}), "only_above": self._steering.only_above,
+            "balance": self.balance, "cap": self._cap.cap, "output": self.output, "layer": self.layer,
+            "steps_acted": self.acted, "steps_skipped": self.skipped,
         }  # fmt: skip
-        cannot = None if self.budget is None else self.budget.report(self.confounder.name)
-        shown = None if self._shown is None else f"'{self.confounder.name}' has examples: the loss has no balanced weights"
-        said = [note for note in (None if self._begun else "the penalty never acted", cannot, shown, *notes) if note]
+        shown = [] if self._shown is None else [f"'{self.confounder.name}' has examples: the loss has no balanced weights"]
         after = None if self.measured == self.before else self.measured
-        return certificate(kind, self.confounder.name, self.concepts, settings, self.before, after, said)
+        said = [*self._steering.notes(), *shown, *notes]
+        return certificate(kind, self.confounder.name, self._steering.concepts, settings, self.before, after, said)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -596,12 +534,8 @@ class Suppression(NearestArgument):
             "skipped": self.skipped,
             "acted": self.acted,
             "penalty": self.term.state_dict(),
-            "budget": None if self.budget is None else self.budget.state_dict(),
-            "before": None if self.before is None else self.before.to_dict(),
-            "measured": None if self.measured is None else self.measured.to_dict(),
-            "in_force": [self._begun, self._in_force, self._used],
-            "reference": self._reference,
-            "held_out": self._held_out.state_dict(),
+            **self._steering.state_dict(),
+            "reference": self._cap.reference,
             "shown": None if self._shown is None else self._shown.state_dict(),
             "said": sorted(self._said),
         }
@@ -621,15 +555,9 @@ class Suppression(NearestArgument):
         self.steps.load_state_dict(state["steps"])
         self.skipped, self.acted = state["skipped"], state["acted"]
         self._worked = self._has_read = True
-        self._said, self._reference = set(state["said"]), state["reference"]
-        self._begun, self._in_force, self._used = state["in_force"]
-        self._held_out.load_state_dict(state["held_out"])
+        self._said, self._cap.reference = set(state["said"]), state["reference"]
+        self._steering.load_state_dict(state)
         if state["penalty"]:
             self.term.load_state_dict(state["penalty"])
         if self._shown is not None and state.get("shown") is not None:
             self._shown.load_state_dict(state["shown"])
-        if self.budget is not None and state["budget"] is not None:
-            self.budget.load_state_dict(state["budget"])
-        self.before, self.measured = (
-            None if state[name] is None else Event.from_dict(state[name]) for name in ("before", "measured")
-        )

@@ -18,6 +18,8 @@ ORDER = [
     "erasure",
     "suppression",
     "certificate",
+    "steering",
+    "gradient_cap",
     "budget",
     "held_out",
     "recent",

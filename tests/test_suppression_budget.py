@@ -267,7 +267,7 @@ def test_a_task_gradient_that_is_not_finite_does_not_stay():
         loss = F.cross_entropy(s.model(batch["x"]), batch["moo"])
     s.penalty(loss * float("nan"))
     assert bool(torch.isfinite(act(s)))
-    assert bool(torch.isfinite(s._reference))
+    assert bool(torch.isfinite(s._cap.reference))
 
 
 def test_state_goes_through_a_checkpoint():
