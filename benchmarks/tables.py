@@ -25,6 +25,9 @@ TASKS = {
     "suppression 0.99": "digits on grass, 99 %",
     "suppression coloured": "coloured MNIST",
     "suppression decoy": "decoy-MNIST",
+    "suppression caltech": "Caltech, white frames",
+    "suppression adult": "Adult, sex",
+    "suppression reviews": "film reviews, genre",
 }
 # What a user has, the method, and its row in the table of costs.
 CHOICE = [
@@ -81,19 +84,22 @@ def suppression() -> dict[str, str]:
 
 def cards(tables: dict[str, str]) -> dict[str, str]:
     """What each method's card shows: its lines of the tables of suppression, between the plain net and the ceiling."""
-    heads = ["task", "method", "knob", "accuracy", "worst group", "do", "share"]
+    heads = ["method", "knob", "accuracy", "worst group", "do", "share"]
     out = {}
     for card in CARDS:
         lines = []
         for name, task in TASKS.items():
-            rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.get(name, "").splitlines()[2:]]
-            mine = [row for row in rows if card in row[0] and "not selected" not in row[0]]
-            around = {row[0]: row for row in rows if row[0] in ("plain", "ceiling")}
+            names, *rows = [
+                [cell.strip() for cell in line.strip("|").split("|")] for line in tables.get(name, "").splitlines() if line
+            ] or [[]]
+            places = [i for head in heads for i, found in enumerate(names) if found.split("(")[0].split(" of ")[0] == head]
+            mine = [row for row in rows[1:] if card in row[0] and "not selected" not in row[0]]
             if mine:
+                around = {row[0]: row for row in rows if row[0] in ("plain", "ceiling")}
                 shown = [around["plain"], *mine, around["ceiling"]]
-                lines += [f"| {' | '.join([task, *row[:6]])} |" for row in shown]
+                lines += [f"| {' | '.join([task, *(row[i] for i in places)])} |" for row in shown]
         if lines:
-            out[f"card {card}"] = "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
+            out[f"card {card}"] = "\n".join([f"| task | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|", *lines])
     return out
 
 

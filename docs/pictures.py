@@ -213,7 +213,7 @@ def hidden_factor(runs: Runs) -> Figure:
         axes.plot(["stamp"], [event.intervention["stamp"].value], "x", color="black", label="do(stamp), the truth")
         axes.set_title(title)
     panels[0].set_ylabel("effect, logits")
-    panels[1].legend(frameon=False, loc="upper right")
+    panels[0].legend(frameon=False, loc="upper center")
     return figure
 
 
