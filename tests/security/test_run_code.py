@@ -41,6 +41,7 @@ READERS = {
 IMPORTERS = {
     "lightning_interp/__init__.py": 2,
     "lightning_interp/batches.py": 1,
+    "lightning_interp/callbacks/experiment.py": 1,  # the model and the data that the YAML names
 }  # calls of import_module
 
 
