@@ -176,7 +176,12 @@ def test_a_ridge_probe_solves_its_normal_equations_whatever_the_activation(both,
         assert not probe.weight.any()
     else:
         alpha = ridge * s.diagonal().sum() / d
-        close((s + alpha * torch.eye(d).double()) @ probe.weight, target.covariance.T, 1e-6, 1e-9 * float(target.covariance.abs().max()))
+        close(
+            (s + alpha * torch.eye(d).double()) @ probe.weight,
+            target.covariance.T,
+            1e-6,
+            1e-9 * float(target.covariance.abs().max()),
+        )
     scores = untouched(probe.scores, rows)
     close(scores, rows.double() @ probe.weight + probe.bias)
     close(probe.between(rows[:1].double().expand(2, -1)), scores[0], 1e-9, 1e-12 * largest(scores))

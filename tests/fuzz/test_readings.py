@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.inputs import FLAWS, SEEDS, activations, close, finite, flawed, groups, normal, untouched
+from fuzz.inputs import SEEDS, activations, close, finite, flawed, groups, normal, untouched
 from lightning_interp.functional.entanglement import collateral
 from lightning_interp.functional.erasure import leace
 from lightning_interp.functional.kernel_probe import kernel_collateral, kernel_probe, row_products
