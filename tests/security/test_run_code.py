@@ -38,11 +38,8 @@ READERS = {
     ("np", "load"),
     ("torch", "jit"),
 }
-IMPORTERS = {
-    "lightning_interp/__init__.py": 2,
-    "lightning_interp/batches.py": 1,
-    "lightning_interp/callbacks/experiment.py": 1,  # the model and the data that the YAML names
-}  # calls of import_module
+# Calls of `import_module`: our own modules; "pkg.mod:name" as the user wrote it; the class_path of a callback in the user's YAML.
+IMPORTERS = {"lightning_interp/__init__.py": 2, "lightning_interp/batches.py": 1, "lightning_interp/callbacks/experiment.py": 1}
 
 
 def called(node):
