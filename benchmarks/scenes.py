@@ -163,14 +163,14 @@ def _scene(model: Callable[[], LightningModule], layers: Sequence[str], batch: i
 def resnet_scene() -> Scene:
     """ResNet-18 on 64 × 64 pixels."""
     layers = [f"body.stage{i}" for i in range(1, 5)]
-    return _scene(resnet18, layers, 64, Noise(1024, (3, 64, 64)), Noise(512, (3, 64, 64)))
+    return _scene(resnet18, layers, 64, Noise(512, (3, 64, 64)), Noise(512, (3, 64, 64)))
 
 
 def transformer_scene() -> Scene:
     """Six layers of width 256 on 64 tokens."""
     layers = [f"body.blocks.{i}" for i in (0, 2, 4, 5)]
     sizes = (64,), 1000
-    return _scene(lambda: Classifier(Encoder(6, 256, 64, 1000), 256), layers, 64, Noise(512, *sizes), Noise(256, *sizes))
+    return _scene(lambda: Classifier(Encoder(6, 256, 64, 1000), 256), layers, 64, Noise(256, *sizes), Noise(256, *sizes))
 
 
 def mlp_scene() -> Scene:

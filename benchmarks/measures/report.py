@@ -296,10 +296,21 @@ def flags(rows: Sequence[Row]) -> str:
     return f"{below.mean():.2f}"
 
 
+def brief(rows: Sequence[Row]) -> str:
+    """Markdown: the correlations alone, on every task and probe set."""
+    found = parts(rows)
+    lines = [f"| correlation with the true effect | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    for measure in MEASURES:
+        each = [against(mine, measure) for mine in found.values()]
+        name = WORDS.get(measure.name, measure.name)
+        lines.append(f"| {name} | {' | '.join(fine(f.pearson) for f in each)} |")
+    return "\n".join(lines)
+
+
 def tables(rows: Sequence[Row]) -> dict[str, str]:
     """All of them, by the name of their markers."""
     found = {f"truth {name}": table(mine) for name, mine in parts(rows).items() if "hidden" not in name}
     if rows:
-        found["truth coverage"] = coverage(rows)
+        found |= {"truth": brief(rows), "truth coverage": coverage(rows)}
     tied = [r for r in rows if r["task"] == "hidden"]
     return found | ({"truth hidden": hidden(tied), "truth robustness": robustness(tied)} if tied else {})
