@@ -38,7 +38,7 @@ READERS = {
     ("np", "load"),
     ("torch", "jit"),
 }
-# Calls of `import_module`: our own modules; "pkg.mod:name" as the user wrote it; the class_path of a callback in the user's YAML.
+# Calls of `import_module`: our modules; "pkg.mod:name" as the user wrote it; the class_path of a callback in the user's YAML.
 IMPORTERS = {"lightning_interp/__init__.py": 2, "lightning_interp/batches.py": 1, "lightning_interp/callbacks/experiment.py": 1}
 
 
