@@ -322,10 +322,10 @@ def spreads(draw):
 def test_shares_add_up_to_what_is_explained(case):
     s, blocks = case
     assert isinstance(s, Spread)
-    size = s.zz.diagonal()
+    size = s.zz.diagonal()  # a column that is rounding alone is not coded
     assume(
         not bool(((size > 0) & (size < 1e-20 * size.max())).any()) if len(size) else True
-    )  # a column of rounding is not coded
+    )
     whole = untouched(r_squared, s)
     assert -1e-6 <= whole <= 1 + 1e-6
     assert r_squared(s, []) == 0
