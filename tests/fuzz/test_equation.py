@@ -323,9 +323,7 @@ def test_shares_add_up_to_what_is_explained(case):
     s, blocks = case
     assert isinstance(s, Spread)
     size = s.zz.diagonal()  # a column that is rounding alone is not coded
-    assume(
-        not bool(((size > 0) & (size < 1e-20 * size.max())).any()) if len(size) else True
-    )
+    assume(not bool(((size > 0) & (size < 1e-20 * size.max())).any()) if len(size) else True)
     whole = untouched(r_squared, s)
     assert -1e-6 <= whole <= 1 + 1e-6
     assert r_squared(s, []) == 0
