@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fuzz.inputs import FLAWS, SEEDS, activations, close, finite, flawed, groups, normal, outcome, untouched
@@ -322,6 +322,8 @@ def spreads(draw):
 def test_shares_add_up_to_what_is_explained(case):
     s, blocks = case
     assert isinstance(s, Spread)
+    size = s.zz.diagonal()  # a column that is rounding alone is not coded
+    assume(not bool(((size > 0) & (size < 1e-20 * size.max())).any()) if len(size) else True)
     whole = untouched(r_squared, s)
     assert -1e-6 <= whole <= 1 + 1e-6
     assert r_squared(s, []) == 0
