@@ -102,6 +102,12 @@ class ProbingCallback(NearestArgument, Callback, Generic[P]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the data that is to be watched never comes."""
         self._global_step = trainer.global_step  # not in on_fit_start: a checkpoint's step is restored after it
+        latest = self.probe.latest
+        if latest is not None and latest.step > trainer.global_step:
+            self.probe.say(
+                f"this {type(self).__name__} holds events of another run, up to step {latest.step}: they stay before those of "
+                f"this one, which begins at step {trainer.global_step}. Give each run one of its own."
+            )
         if self._cut:
             self.probe.say(
                 f"the run was stopped within the window of the next event: the first {self._cut} batches are not in it"

@@ -161,7 +161,8 @@ def test_an_event_of_another_run_does_not():
     watcher = monitor()
     fit(watcher)
     s = suppress(budget=0.1)
-    fit(watcher, s)
+    with pytest.warns(InterpWarning, match="holds events of another run"):
+        fit(watcher, s)
     assert s.suppression.before is None
     assert s.suppression.budget.multiplier == multipliers(watcher.history[2:], 0.1)[-1]
 

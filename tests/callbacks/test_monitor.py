@@ -657,6 +657,16 @@ def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(tmp_path, data, s
     assert len(saved["callbacks"][half.state_key]["monitor"]["events"]) == len(half.history)
 
 
+def test_a_monitor_of_another_run_says_so_and_keeps_its_events():
+    watcher = monitor()
+    fit(watcher, max_epochs=2)
+    old = watcher.history
+    with pytest.warns(InterpWarning, match=rf"ConceptMonitor holds events of another run, up to step {old[-1].step}: they stay"):
+        fit(watcher, max_epochs=1)
+    assert watcher.history[: len(old)] == old
+    assert len(watcher.history) == len(old) + 1
+
+
 def test_a_warning_given_before_a_resume_is_not_given_again(tmp_path):
     def go(**more):
         with warnings.catch_warnings(record=True) as caught:
