@@ -661,7 +661,7 @@ def test_a_monitor_of_another_run_says_so_and_keeps_its_events():
     watcher = monitor()
     fit(watcher, max_epochs=2)
     old = watcher.history
-    with pytest.warns(InterpWarning, match=rf"ConceptMonitor holds events of another run, up to step {old[-1].step}: they stay"):
+    with pytest.warns(InterpWarning, match=f"events of another run, up to step {old[-1].step}: they stay"):
         fit(watcher, max_epochs=1)
     assert watcher.history[: len(old)] == old
     assert len(watcher.history) == len(old) + 1
