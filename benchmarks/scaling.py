@@ -1,8 +1,9 @@
 """What does an event cost as one thing grows: variables, units, layers, samples? CPU time and peak memory, one axis at a time.
 
 Every point runs in a process of its own with one thread, on random data in which variable j is in unit j: the network is a
-stack of `nn.Identity` layers and a linear head, so that what is measured is the library. Appends one JSON line per point to
-benchmarks/results/scaling.jsonl; points that are there already are not run again.
+stack of `nn.Identity` layers and a linear head, so that what is measured is the library. "With a ResNet-18" the pass of a real
+network over images of 64 × 64 is in it, as in an event on a loader of its own. Two processes have half of the samples each; the
+time is the slower one's. Appends one JSON line per point to results/scaling.jsonl; points that are there are not run again.
 
     python benchmarks/scaling.py            all points, about 30 minutes
     python benchmarks/scaling.py --quick    small points only, to a file of its own, under 1 minute
@@ -15,11 +16,17 @@ import contextlib
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"
 BASE = {"variables": 2, "kind": "binary", "units": 64, "layers": 1, "samples": 4096, "more": []}
@@ -39,8 +46,11 @@ def points(quick: bool) -> list[dict]:
     out += [{"axis": "units", **BASE, "units": d} for d in units]
     out += [{"axis": "layers", **BASE, "units": 256 if quick else 1024, "layers": n} for n in layers]
     out += [{"axis": "samples", **BASE, "samples": n} for n in samples]
+    out += [{"axis": "processes", **BASE, "units": 512, "samples": 16384, "processes": k} for k in (1, 2)]
     if not quick:
         out += [{"axis": "units, all measures", **BASE, "units": d, "more": EXTRA} for d in (1024, 2048, 4096, 8192)]
+        deep = {"axis": "variables, with a ResNet-18", **BASE, "units": 512, "net": "resnet18"}
+        out += [{**deep, "variables": p} for p in (10, 100, 1000)]
         largest = {"axis": "largest", **BASE}
         out += [{**largest, "variables": 1000, "kind": kind, "units": 16384} for kind in ("binary", "continuous")]
         out += [{**largest, "units": 1024, "layers": 70}]  # the two cases on paper, docs/scaling.md
@@ -51,7 +61,6 @@ def points(quick: bool) -> list[dict]:
 def measure(point: dict) -> dict:
     """One event of every monitor, in this process."""
     import torch
-    from torch import nn
 
     from lightning_interp import Confounder, Monitor
     from lightning_interp.monitor import DEFAULT_MEASURES
@@ -60,16 +69,16 @@ def measure(point: dict) -> dict:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     p, d, n = point["variables"], point["units"], point["samples"]
-    net = nn.Sequential(*(nn.Identity() for _ in range(point["layers"])), nn.Linear(d, 1))
     names = [f"v{j}" for j in range(p)]
     variables = [Confounder(name, kind=point["kind"]) for name in names]
-    layers = [str(i) for i in range(point["layers"])]
+    net, layers, rows = network(point)
     measures = (*DEFAULT_MEASURES, *point["more"])
     monitors = [Monitor(net, variables, part, inputs="h", target="v0", measures=measures) for part in parts(layers)]
-    rows = torch.randn(n, d)
-    signal = torch.randn(n, p) + rows[:, torch.arange(p) % d]
+    signal = torch.randn(n, p) + rows.flatten(1)[:, torch.arange(p) % d]
     values = (signal > 0).long() if point["kind"] == "binary" else signal
     batches = [{"h": h, **dict(zip(names, v.unbind(1)))} for h, v in zip(rows.split(256), values.split(256))]
+    rank, size = join()
+    batches = batches[rank::size]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     for batch in batches:
@@ -80,7 +89,7 @@ def measure(point: dict) -> dict:
     watched = time.process_time()
     events = [monitor.event(0) for monitor in monitors]
     done = time.process_time()
-    score = events[0].decodability["0"]["v0"]
+    score = events[0].decodability[layers[0]]["v0"]
     return {
         **point,
         "watching": round(watched - start, 3),
@@ -90,6 +99,29 @@ def measure(point: dict) -> dict:
         "r2": score.value,
         "notes": list(events[0].notes),
     }
+
+
+def network(point: dict) -> tuple[nn.Module, list[str], torch.Tensor]:
+    """The network, the layers that are watched, and its inputs."""
+    import torch
+    from scenes import resnet18
+    from torch import nn
+
+    if point.get("net") == "resnet18":
+        return resnet18().eval(), ["body.stage4"], torch.randn(point["samples"], 3, 64, 64)
+    layers = [str(i) for i in range(point["layers"])]
+    net = nn.Sequential(*(nn.Identity() for _ in layers), nn.Linear(point["units"], 1))
+    return net, layers, torch.randn(point["samples"], point["units"])
+
+
+def join() -> tuple[int, int]:
+    """(rank, processes), in their group where there are several."""
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
 
 
 def parts(layers: list[str]) -> list[list[str]]:
@@ -108,24 +140,47 @@ def stated(point: dict) -> int:
 
 def run(point: dict, results: Path) -> None:
     """One point in a process of its own; what went wrong is a result too."""
-    command = [sys.executable, __file__, "--point", json.dumps(point)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, size = [sys.executable, __file__, "--point", json.dumps(point)], point.get("processes", 1)
+    group = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **group, "RANK": r}
+        )
+        for r in map(str, range(size))
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
-        row = json.loads(done.stdout) if done.returncode == 0 else {**point, "failed": done.stderr.strip().splitlines()[-1:]}
+        found = [rank.communicate(timeout=LIMIT) for rank in ranks]
+        broken = [text for rank, (_, text) in zip(ranks, found) if rank.returncode]
+        rows = [] if broken else [json.loads(out) for out, _ in found]
+        row = {**point, "failed": broken[0].strip().splitlines()[-1:]} if broken else max(rows, key=spent)
     except subprocess.TimeoutExpired:
+        for rank in ranks:
+            rank.kill()
         row = {**point, "failed": [f"over {LIMIT} s"]}
     with results.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(line(row), flush=True)
 
 
+def spent(row: dict) -> float:
+    """CPU seconds of watching and event."""
+    return row["watching"] + row["event"]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 def line(row: dict) -> str:
     """A row of the table."""
-    name = f"| {row['axis']} | {row['variables']} {row['kind']} | {row['units']} | {row['layers']} | {row['samples']} |"
+    axis = f"{row['axis']}: {row['processes']}" if "processes" in row else row["axis"]
+    name = f"| {axis} | {row['variables']} {row['kind']} | {row['units']} | {row['layers']} | {row['samples']} |"
     if "failed" in row:
         return f"{name} {row['failed']} |"
-    return f"{name} {row['watching'] + row['event']:.2f} | {row['mib']} | {stated(row)} |"
+    return f"{name} {spent(row):.2f} | {row['mib']} | {stated(row)} |"
 
 
 def report(rows: list[dict]) -> None:
