@@ -1,4 +1,4 @@
-"""The examples on real data, and the YAML twins: each runs, in its quick form, and prints what it promises."""
+"""The examples on real data, a transformer, and the YAML twins: each runs, in its quick form, and prints what it promises."""
 
 import os
 import re
@@ -14,6 +14,7 @@ QUICK = {
     "adult": ["--trainer.max_epochs=3"],
     "reviews": ["--trainer.max_epochs=3", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"],
     "hidden_grass": ["--trainer.max_epochs=1"],
+    "edited_transformer": ["--trainer.max_epochs=1"],
 }
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, and alarms that the examples are about
 
@@ -45,6 +46,14 @@ def test_both_runs_are_printed(run, name, concept, confounder):
     equation = rf"logit = \S+ [+−] \S+·{concept} \[.*\] [+−] \S+·{confounder} \[.*\] \+ unexplained"
     for which in ("plain", "suppressed"):
         assert re.search(rf"^{which}, on .*:\nafter .*\n{equation}\nshare of variance: .*\ndo\({confounder}\) = ", out, re.M)
+
+
+def test_the_grass_is_cut_out_of_a_transformers_block(run):
+    out = run("edited_transformer.py", "--quick")
+    assert re.search(r"^as trained:\nafter .*\nlogit = .*·grass", out, re.M)
+    assert re.search(r"^the grass cut out of the last block:\nafter .*\nlogit = .*·grass", out, re.M)
+    before, after = (float(value) for value in re.search(r"'before': (\S+), 'after': (\S+),", out).groups())
+    assert after < before / 5
 
 
 @pytest.mark.parametrize("name", QUICK)
