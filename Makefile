@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # The site opens from its folder, offline; a warning is an error.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: env demo docs test test-all lint audit bench bench-quick clean
+.PHONY: env demo docs test test-all lint audit peers bench bench-quick clean
 
 env: $(READY)
 
@@ -36,7 +36,11 @@ lint: env
 audit: env
 	$(BIN)/python .ci/audit
 
-bench: env
+# The packages that are measured beside this one are wanted here alone.
+peers: env
+	$(BIN)/python -c "import captum" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+
+bench: peers
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/mediation.py
@@ -46,7 +50,7 @@ bench: env
 	$(BIN)/python benchmarks/truth.py
 	$(BIN)/python benchmarks/peers.py
 
-bench-quick: env
+bench-quick: peers
 	$(BIN)/python benchmarks/fidelity.py --quick
 	$(BIN)/python benchmarks/scaling.py --quick
 	$(BIN)/python benchmarks/truth.py --quick
