@@ -40,15 +40,24 @@ audit: env
 peers: env
 	$(BIN)/python -c "import captum" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 
+# Hours; what has its rows already is not run again. The last line writes the tables of README and docs.
 bench: peers
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/fidelity.py
-	$(BIN)/python benchmarks/mediation.py
-	$(BIN)/python benchmarks/suppression.py
-	$(BIN)/python benchmarks/cost.py
-	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/truth.py
+	$(BIN)/python benchmarks/suppression.py
+	$(BIN)/python benchmarks/suppression.py --task demo --agreement 0.99
+	$(BIN)/python benchmarks/mediation.py
+	$(BIN)/python benchmarks/mediation.py --task coloured
+	$(BIN)/python benchmarks/cutting.py
+	$(BIN)/python benchmarks/cutting.py --task coloured
+	$(BIN)/python benchmarks/discovery.py
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/tables.py
 
 bench-quick: peers
 	$(BIN)/python benchmarks/fidelity.py --quick
