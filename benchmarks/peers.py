@@ -29,6 +29,7 @@ import torch
 from measures import missing
 from measures.marks import LAYERS, MARKS, images, trained, without_mark
 from measures.tcav import captum_tcav, fast_cav, tcav_score
+from tabular import table as markdown
 from torch import Tensor, nn
 
 import lightning_interp as interp
@@ -213,7 +214,7 @@ def sensitivity_table(rows: list[dict]) -> str:
         "signs as do",
         "signs as ours, flattened",
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines: list[list[str]] = []
     for row in (r for r in rows if r["what"] == "sensitivity"):
         do = np.sign(row["do"])
         for name, spent in row["seconds"].items():
@@ -223,8 +224,8 @@ def sensitivity_table(rows: list[dict]) -> str:
             known = signs.ndim > 0
             base = np.array(row["signs"]["ours, flattened"])
             cells += [f"{int((signs == other).sum())} of {signs.size}" if known else "–" for other in (do, base)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+            lines.append(cells)
+    return markdown(heads, lines) if lines else ""
 
 
 def erasure_table(rows: list[dict]) -> str:
@@ -237,13 +238,13 @@ def erasure_table(rows: list[dict]) -> str:
         "theirs in float32 / ours",
         "largest difference to theirs, exact",
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines: list[list[str]] = []
     for row in (r for r in rows if r["what"] == "erasure"):
         cells = [str(row["d"]), f"{1e3 * statistics.median(row['seconds']['ours']):.0f}"]
         cells += [ratio(row, name, "ours") for name in ("theirs", "theirs, exact")]
         cells += [ratio(row, "theirs, float32", "ours, float32 rows"), f"{row['off']['ours']:.0e}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        lines.append(cells)
+    return markdown(heads, lines) if lines else ""
 
 
 def profile(kind: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
+from tabular import table as markdown
 
 from measures.nets import DEPTHS
 
@@ -157,7 +158,7 @@ def spread(value: float, interval: Sequence[float]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Markdown: every measure against the truth on one task and probe set."""
     heads = ["measure", "Pearson (95 %)", "Spearman (95 %)", "early / middle / last", "slope", "error, logits"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines: list[list[str]] = []
     for measure in MEASURES:
         f = against(rows, measure)
         name = WORDS.get(measure.name, measure.name) + (BY_SIZE if f.by_size else "")
@@ -170,8 +171,8 @@ def table(rows: Sequence[Row]) -> str:
             number(f.slope),
             number(f.error),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return markdown(heads, lines)
 
 
 def coverage(rows: Sequence[Row]) -> str:
@@ -185,7 +186,7 @@ def coverage(rows: Sequence[Row]) -> str:
         "mean half-width",
         "correlation, other images",
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines: list[list[str]] = []
     for name, mine in parts(rows).items():
         low, high, do, other, effect = (
             np.array([r["ours"][k] if k in r["ours"] else r[k] for r in mine])
@@ -195,8 +196,8 @@ def coverage(rows: Sequence[Row]) -> str:
         inside = [f"{100 * np.mean((low <= t) & (t <= high)):.0f} %" for t in (do, other)]
         cells = [f"{nets}, {len(mine)}", f"{do.min():.1f} … {do.max():.1f}", *inside]
         cells += [f"{(high - low).mean() / 2:.2f}", fine(correlation(effect, other))]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return markdown(heads, lines)
 
 
 NAMES = {
@@ -221,7 +222,7 @@ def hidden(rows: Sequence[Row]) -> str:
     that of the confounder: 0, a measure of the confounder alone; 1, the two are not told apart.
     """
     heads = ["measure", "at", "Pearson (95 %)", "Spearman", "credited", "error, logits", "error where colour is not used"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines: list[list[str]] = []
     colour, patch = (np.array([r[k] for r in rows]) for k in ("do", "do_hidden"))
     unused = np.abs(colour) < UNUSED
     for measure in (*MEASURES, NAMED):
@@ -241,8 +242,8 @@ def hidden(rows: Sequence[Row]) -> str:
             number(away.mean()) if measure.logits else "–",
             number(away[unused].mean()) if measure.logits and unused.any() else "–",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return markdown(heads, lines)
 
 
 UNUSED = 0.3  # logits: the confounder is as good as not used
